@@ -1,0 +1,87 @@
+"""What a pass is, what it claims, and how one is found: the folder is the registry.
+
+`passes/erase_concepts.py` *is* the spec key `erase_concepts`. The file holds one final subclass of
+`Pass`; its dataclass fields are the block of the spec. Importing it imports no torch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pydantic import ConfigDict
+
+from ..specs.fields import InputFile
+from ..specs.manifest import Evidence
+from .ir import Pipeline
+from .tensors import Array
+
+
+class Stage(IntEnum):
+    """When a pass runs; passes of one stage run in the order of the spec."""
+
+    MERGE = 1
+    ERASE = 2
+    DEBIAS = 3
+    STRUCTURE = 4
+    GUIDE = 5
+    QUANTIZE = 6
+
+
+class Observer(Protocol):
+    """Judges a claim on the tensors as they were written, while they stream past.
+
+    One observer lives for one written target. `names` are the tensors that it asks for; `see` gets
+    each of them once, in any order, as the pass found it and as it was written (on-disk orientation).
+    """
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    def see(self, name: str, before: Array, written: Array) -> None: ...
+
+    def evidence(self) -> list[Evidence]: ...
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A transformation of a pipeline. Its fields are its parameters, as written in the spec."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    stage: ClassVar[Stage]
+
+    @abstractmethod
+    def run(self, pipeline: Pipeline) -> Pipeline:
+        """Return the edited pipeline. Read headers only: elements are computed when they are written."""
+
+    def observers(self, before: Pipeline, after: Pipeline) -> Iterable[Observer]:
+        """Return fresh observers that will measure what the pass claims on one written target."""
+        del before, after
+        return ()
+
+    def statements(self, before: Pipeline, after: Pipeline) -> list[Evidence]:
+        """Return evidence that needs no written tensor, such as a table of guidance weights."""
+        del before, after
+        return []
+
+    @property
+    def name(self) -> str:
+        """The key in the spec: the name of the file that holds the class."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def input_files(self) -> list[Path]:
+        """Return every file that the spec block names, for the lock."""
+        return sorted(set(_files_in(self)))
+
+
+def _files_in(value: Any) -> Iterable[Path]:
+    if isinstance(value, InputFile):
+        yield value.path
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _files_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for field in fields(value):
+            yield from _files_in(getattr(value, field.name))

@@ -1,0 +1,63 @@
+"""Emitters: one file each, the file's name is the key in the spec.
+
+An emitter writes one target of the edited pipeline into the artefact's folder. It streams: each
+tensor is read, cast, shown to the observers, hashed, written and freed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from ...specs.manifest import ComponentRecord, Evidence
+from ..contract import Observer
+from ..ir import Pipeline
+
+
+@dataclass(frozen=True)
+class Watch:
+    """An observer and the pipeline that its pass was given: where `before` values are read from."""
+
+    observer: Observer
+    before: Pipeline
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an emitter needs beside the pipeline.
+
+    `source` is the pipeline as loaded, to tell which tensors changed; `advance` reports bytes written
+    to the progress bar; `cache` is a folder for captured graphs.
+    """
+
+    source: Pipeline
+    watches: Sequence[Watch]
+    advance: Callable[[str, int], None]
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What an emitter wrote: one record a component, and parity evidence where it measured any."""
+
+    components: tuple[ComponentRecord, ...]
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True)
+class Emitter(ABC):
+    """A target. Its fields are its parameters, as written in the spec."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    @abstractmethod
+    def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
+        """Write this target into `folder`, the root of the artefact."""
+
+    @property
+    def name(self) -> str:
+        """The key in the spec: the name of the file that holds the class."""
+        return type(self).__module__.rpartition(".")[2]

@@ -1,0 +1,173 @@
+"""Tensors as the compiler holds them: header known, elements read on demand and then forgotten.
+
+A tensor is one of
+
+    Stored    a range of bytes in a safetensors file
+    View      a slice, transpose or reshape of another tensor
+    Edited    a function of other tensors, with the pass that wrote it
+    Tied      another name for the same tensor
+    Shared    a result that several edits use, computed once
+
+Nothing here is computed before `read()`. Only `Shared` keeps what it computed: it is small by
+contract (a D x D matrix), everything else is as large as a weight.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+
+# Names of safetensors dtypes and the NumPy types that hold them.
+DTYPES: Mapping[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+CODES: Mapping[np.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@runtime_checkable
+class Tensor(Protocol):
+    """What every tensor answers: its header at once, its elements when asked."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> Array:
+        """Return the elements as a C-contiguous array of `dtype` and `shape`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that lies in a file, little-endian and dense, as safetensors writes it."""
+
+    file: Path
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def read(self) -> Array:
+        if self.size == 0:
+            return np.empty(self.shape, self.dtype)
+        mapped = np.memmap(self.file, mode="r", dtype=np.uint8, offset=self.offset, shape=(self.size,))
+        return np.asarray(mapped).view(self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class View:
+    """Another tensor's elements in another arrangement; `rule` must not compute, only rearrange."""
+
+    source: Tensor
+    rule: Callable[[Array], Array]
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.source.dtype
+
+    def read(self) -> Array:
+        return np.ascontiguousarray(self.rule(self.source.read())).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A tensor that a pass computes from `sources` when it is read.
+
+    `rule` receives the sources as float32 (float64 where a source is) and returns an array of
+    `shape`; the result is cast once, to `dtype`. `by` names the pass.
+    """
+
+    sources: tuple[Tensor, ...]
+    rule: Callable[..., Array]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    by: str
+
+    def read(self) -> Array:
+        result = np.asarray(self.rule(*(widen(source.read()) for source in self.sources)))
+        if result.shape != self.shape:
+            raise ValueError(f"{self.by} computed {result.shape}, expected {self.shape}")
+        return np.ascontiguousarray(result.astype(self.dtype, copy=False))
+
+
+@dataclass(frozen=True)
+class Tied:
+    """The same tensor as `source`, under another name."""
+
+    source: Tensor
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    def read(self) -> Array:
+        return self.source.read()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A small result that several edits use: computed at the first `read()`, then kept."""
+
+    compute: Callable[[], Array]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    _kept: list[Array] = field(default_factory=list, init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def read(self) -> Array:
+        with self._lock:
+            if not self._kept:
+                self._kept.append(np.ascontiguousarray(self.compute()))
+        return self._kept[0]
+
+
+def widen(array: Array) -> Array:
+    """Return floating-point elements in float32 or better, and anything else as it is."""
+    if array.dtype in (np.float64, np.float32) or array.dtype.kind in "iub":
+        return array
+    return array.astype(np.float32)
+
+
+def authors(tensor: Tensor) -> tuple[str, ...]:
+    """Return the passes that wrote a tensor, first one first."""
+    match tensor:
+        case Edited(sources=sources, by=by):
+            earlier = [name for source in sources for name in authors(source)]
+            return tuple(dict.fromkeys([*earlier, by]))
+        case View(source=source) | Tied(source=source):
+            return authors(source)
+    return ()
+
+
+def cast(tensor: Tensor, dtype: np.dtype, by: str) -> Tensor:
+    """Return the tensor in another floating-point type; unchanged where it already has it."""
+    if tensor.dtype == dtype or tensor.dtype.kind in "iub":
+        return tensor
+    return Edited((tensor,), lambda array: array, dtype, tensor.shape, by)

@@ -1,0 +1,13 @@
+"""retouch.specs: the documents that people and tools exchange, and the errors they can have.
+
+    read.py       edit.yaml -> Spec; every fault as `file:line: path: what`
+    schema.py     what a spec may hold, apart from the blocks of passes, emitters and gates
+    fields.py     types that spec blocks share, such as a file that the spec names
+    lock.py       edit.lock: digests of every input
+    sampling.py   sampling.json: the table that the runtime samples from
+    manifest.py   manifest.json: what was built from what, and the evidence for it
+    canonical.py  one text, and so one digest, for one value
+    errors.py     the exception tree and its exit codes
+
+It knows no model, no pass and no runtime.
+"""

@@ -1,0 +1,45 @@
+"""Types that the spec blocks of passes, emitters and gates share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
+
+DEMO = Path(__file__).parent / "demo"
+BUILT_IN = "demo:"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that the spec names: `text` as written, `path` resolved against the spec's folder.
+
+    `demo:NAME` names a file of the built-in demo model's folder. Validation needs the context
+    `{"folder": Path}`; whether the file exists is asked by whoever opens it.
+    """
+
+    text: str
+    path: Path
+
+    @classmethod
+    def resolve(cls, text: str, folder: Path) -> "InputFile":
+        """Return the file that `text` names in a spec that lies in `folder`."""
+        if text.startswith(BUILT_IN):
+            return cls(text, DEMO / text.removeprefix(BUILT_IN))
+        return cls(text, (folder / text).resolve())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        del source, handler
+
+        def validate(text: str, info: ValidationInfo) -> "InputFile":
+            context: Mapping[str, Any] = info.context or {}
+            return cls.resolve(text, Path(context.get("folder", ".")))
+
+        return core_schema.with_info_after_validator_function(
+            validate,
+            core_schema.str_schema(min_length=1, max_length=4096),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda file: file.text),
+        )
