@@ -1,0 +1,103 @@
+"""Makes the demo model: ``python -m recipes.demo_model [STAGE ...] [--work FOLDER] [--threads N]``.
+
+Stages, in order; without any named, all of them run. Each reads what the ones before it left in the work folder,
+goes on from its checkpoint if it was stopped, and does nothing if it is done.
+
+    fetch        npm packages, their digests checked
+    sprites      every drawing, rendered once
+    clip         tokenizer, text encoder and vision tower
+    vae          the autoencoder
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import CLIPTokenizer
+
+from . import fetch, pixels, sprites, text, tokenizer
+from .scenes import Painter
+from .training import Plan
+from .world import HERE, World, read_world
+
+
+@dataclass
+class Recipe:
+    """The recipe at one scale, in one work folder."""
+
+    work: Path
+    scale: str = "full"
+    stop_at: int | None = None
+    concepts: list[str] | None = None  # a subset, for quick runs
+
+    @cached_property
+    def world(self) -> World:
+        return read_world().only(self.concepts)
+
+    @cached_property
+    def numbers(self) -> dict:
+        return yaml.safe_load((HERE / "plan.yaml").read_text())[self.scale]
+
+    @property
+    def seed(self) -> int:
+        return self.numbers["seed"]
+
+    def plan(self, stage: str) -> Plan:
+        return Plan(**self.numbers[stage])
+
+    @cached_property
+    def painter(self) -> Painter:
+        return Painter(self.world, sprites.load_sprites(self.work / "sprites.npz"))
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        return CLIPTokenizer.from_pretrained(self.work / "tokenizer")
+
+    def fetch(self) -> None:
+        fetch.fetch(self.work / "packages")
+
+    def sprites(self) -> None:
+        if not (self.work / "sprites.npz").exists():
+            sprites.render_sprites(self.world, self.work / "packages").save(self.work / "sprites.npz")
+
+    def clip(self) -> None:
+        if not (self.work / "tokenizer").exists():
+            tokenizer.learn_tokenizer(self.world, self.work / "tokenizer")
+        text.train_clip(self.painter, self.tokenizer, self.plan("clip"), self.work, self.seed, self.stop_at)
+
+    def vae(self) -> None:
+        pixels.train_vae(self.painter, self.plan("vae"), self.work, self.seed, self.stop_at)
+
+
+STAGES: dict[str, Callable[[Recipe], None]] = {
+    "fetch": Recipe.fetch,
+    "sprites": Recipe.sprites,
+    "clip": Recipe.clip,
+    "vae": Recipe.vae,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m recipes.demo_model", description="Makes the demo model.")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)} (default: all)")
+    parser.add_argument("--work", type=Path, default=Path("build/demo_model"), help="folder for everything made")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (may differ between legs of a stage)")
+    parser.add_argument("--stop-at", type=int, help="stop training at this step; a later run goes on from it")
+    parser.add_argument("--scale", default="full", help="a section of plan.yaml")
+    given = parser.parse_args()
+    if unknown := set(given.stages) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(given.threads)
+    recipe = Recipe(given.work, given.scale, given.stop_at)
+    for stage in given.stages or STAGES:
+        STAGES[stage](recipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""How is a stage trained? One loop for all: seeded, resumable to the step, with progress shown.
+
+A checkpoint holds everything that the next step depends on: weights, optimizer, running average, both random
+generators. It replaces the one before it in a single rename, so that a run may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+SAVE_EVERY = 120  # seconds
+TELL_EVERY = 20  # seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage's numbers, from ``plan.yaml``."""
+
+    steps: int
+    batch: int
+    rate: float
+    decay: float = 0.4  # the last share of the steps, in which the rate falls to zero
+    average: float = 0.0  # of the weights; 0 keeps none
+    weight_decay: float = 0.01
+    warmup: int = 50
+
+
+@dataclass
+class Dice:
+    """Where all randomness of a stage comes from."""
+
+    numpy: np.random.Generator
+    torch: torch.Generator
+
+    @classmethod
+    def seeded(cls, seed: int) -> Dice:
+        return cls(np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+
+    def state(self) -> dict[str, object]:
+        return {"numpy": self.numpy.bit_generator.state, "torch": self.torch.get_state()}
+
+    def restore(self, state: dict) -> None:
+        self.numpy.bit_generator.state = state["numpy"]
+        self.torch.set_state(state["torch"])
+
+
+def train(
+    stage: str,
+    model: nn.Module,
+    loss_of_batch: Callable[[Dice], Tensor],
+    plan: Plan,
+    folder: Path,
+    seed: int,
+    stop_at: int | None = None,
+) -> bool:
+    """Trains the parameters that ask for gradients; afterwards the model holds their average, if one is kept.
+    True when the plan's last step has been done."""
+    console = Console(stderr=True)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
+    average = deepcopy([p.data for p in parameters]) if plan.average else []
+    dice = Dice.seeded(seed)
+    checkpoint = folder / f"{stage}.checkpoint.pt"
+    done, seconds, history = 0, 0.0, []
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, weights_only=False)
+        for parameter, value in zip(parameters, kept["parameters"], strict=True):
+            parameter.data.copy_(value)
+        optimizer.load_state_dict(kept["optimizer"])
+        average = kept["average"]
+        dice.restore(kept["dice"])
+        done, seconds, history = kept["step"], kept["seconds"], kept["history"]
+
+    def save() -> None:
+        state = {
+            "parameters": [p.data for p in parameters],
+            "optimizer": optimizer.state_dict(),
+            "average": average,
+            "dice": dice.state(),
+            "step": done,
+            "seconds": seconds,
+            "history": history,
+            "commit": commit(),
+        }
+        fresh = checkpoint.with_suffix(".fresh")
+        torch.save(state, fresh)
+        os.replace(fresh, checkpoint)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    last = min(plan.steps, stop_at or plan.steps)
+    began = saved = told = time.monotonic()
+    started_at, recent = done, []
+    model.train()
+    while done < last:
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate * rate_at(done, plan)
+        loss = loss_of_batch(dice)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        done += 1
+        recent.append(loss.item())
+        if average:
+            keep = min(plan.average, (1 + done) / (10 + done))
+            torch._foreach_lerp_(average, [p.data for p in parameters], 1 - keep)
+        now = time.monotonic()
+        if now - told > TELL_EVERY or done == last:
+            pace = (now - began) / (done - started_at)
+            left = pace * (plan.steps - done) / 60
+            history.append((done, float(np.mean(recent))))
+            console.print(
+                f"{stage}: step {done:,} of {plan.steps:,}, loss {np.mean(recent):.4f}, {pace:.3f} s a step, "
+                f"{left:.0f} min to go",
+                highlight=sys.stderr.isatty(),
+            )
+            told, recent = now, []
+        if now - saved > SAVE_EVERY:
+            seconds += now - saved
+            saved = now
+            save()
+    seconds += time.monotonic() - saved
+    save()
+    for parameter, value in zip(parameters, average, strict=False):
+        parameter.data.copy_(value)
+    model.eval()
+    return done >= plan.steps
+
+
+def rate_at(step: int, plan: Plan) -> float:
+    """Warm up, hold, then fall to zero. Holding makes the number of steps a decision for later."""
+    rising = min(1.0, (step + 1) / plan.warmup)
+    falling = min(1.0, (plan.steps - step) / max(1.0, plan.decay * plan.steps))
+    return min(rising, falling)
+
+
+def commit() -> str:
+    """The recipe's commit that is running, if the recipe lies in a repository."""
+    here = Path(__file__).parent
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
