@@ -55,19 +55,23 @@ class Pipeline:
     """
 
     family: Family
-    components: Mapping[str, Component]
-    tensors: Mapping[str, Tensor]
+    components: Mapping[str, Component] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
     sampling: Sampling
     graph_edits: tuple[GraphEdit, ...] = ()
 
     def of_role(self, role: str) -> tuple[Component, ...]:
         """Return the components of a role, in name order."""
-        return tuple(self.components[name] for name in sorted(self.components) if self.components[name].role == role)
+        return tuple(
+            self.components[name] for name in sorted(self.components) if self.components[name].role == role
+        )
 
     def tensors_of(self, component: str) -> dict[str, Tensor]:
         """Return a component's tensors under their on-disk names, sorted."""
         start = component + "."
-        return {name[len(start) :]: self.tensors[name] for name in sorted(self.tensors) if name.startswith(start)}
+        return {
+            name[len(start) :]: self.tensors[name] for name in sorted(self.tensors) if name.startswith(start)
+        }
 
     def select(self, role: str, pattern: str, expect: int | None = None) -> "Selection":
         """Choose the tensors of a role whose on-disk name matches a shell pattern.
@@ -108,7 +112,7 @@ class Pipeline:
 class Selection:
     """Some tensors of a pipeline, chosen by name: where an edit is made, apart from what it does."""
 
-    pipeline: Pipeline
+    pipeline: Pipeline = field(repr=False)
     names: tuple[str, ...]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:

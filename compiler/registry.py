@@ -10,7 +10,6 @@ from types import ModuleType
 from ..specs.errors import Fault, SpecError
 
 
-
 class Registry:
     """The classes of one kind, one a file, in a package and in what third parties add to it.
 
@@ -27,7 +26,9 @@ class Registry:
         Raises:
             SpecError: an entry point claims a name that is taken.
         """
-        own = [module.name for module in iter_modules(self._home().__path__) if not module.name.startswith("_")]
+        own = [
+            module.name for module in iter_modules(self._home().__path__) if not module.name.startswith("_")
+        ]
         added = [entry.name for entry in entry_points(group=self.group)]
         taken = sorted(name for name in added if name in own or added.count(name) > 1)
         if taken:
@@ -64,7 +65,9 @@ class Registry:
             if issubclass(member, base) and not isabstract(member) and member.__module__ == module.__name__
         ]
         if len(found) != 1:
-            raise TypeError(f"{module.__name__} holds {len(found)} final subclasses of {base_name}, expected one")
+            raise TypeError(
+                f"{module.__name__} holds {len(found)} final subclasses of {base_name}, expected one"
+            )
         return found[0]
 
 

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 class Schedule:
     """A trained noise schedule and the conventions of its scheduler's config."""
 
-    alphas_bar: tuple[float, ...]
+    alphas_bar: tuple[float, ...] = field(repr=False)
     prediction: str
     spacing: str
     steps_offset: int
@@ -40,7 +40,12 @@ class Schedule:
             InputError: the config asks for something that no table here reproduces.
         """
         faults = [
-            Fault("E_SCHEDULE", f"`{key}: {config[key]}` is not supported", where, f"supported: {', '.join(map(str, known))}")
+            Fault(
+                "E_SCHEDULE",
+                f"`{key}: {config[key]}` is not supported",
+                where,
+                f"supported: {', '.join(map(str, known))}",
+            )
             for key, known in _SUPPORTED.items()
             if key in config and config[key] not in known
         ]
@@ -48,7 +53,7 @@ class Schedule:
             raise InputError(*faults)
         betas = _betas(config)
         return cls(
-            alphas_bar=tuple(np.cumprod(1.0 - betas)),
+            alphas_bar=tuple(np.cumprod(1.0 - betas).tolist()),
             prediction=config.get("prediction_type", "epsilon"),
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=int(config.get("steps_offset", 0)),
@@ -122,7 +127,9 @@ class Sampling:
         """Return sampling.json."""
         rows = self._rows()
         weights = self.guidance.weights
-        steps = [row.model_copy(update={"guidance_weight": float(w)}) for row, w in zip(rows, weights, strict=True)]
+        steps = [
+            row.model_copy(update={"guidance_weight": float(w)}) for row, w in zip(rows, weights, strict=True)
+        ]
         return SamplingTable(
             sampler=self.sampler,
             prediction=self.schedule.prediction,  # type: ignore[arg-type] # checked by Schedule
@@ -181,7 +188,10 @@ def _ddim(schedule: Schedule, steps: int) -> list[Step]:
     rows = []
     for timestep in timesteps:
         before = int(timestep) - count // steps
-        abar, abar_next = schedule.alphas_bar[int(timestep)], schedule.alphas_bar[before] if before >= 0 else final
+        abar, abar_next = (
+            schedule.alphas_bar[int(timestep)],
+            schedule.alphas_bar[before] if before >= 0 else final,
+        )
         sigma = sqrt((1 - abar) / abar)
         ratio = sqrt(1 - abar_next) / sqrt(1 - abar)
         x0 = _x0_scaled(sigma, schedule.prediction)
@@ -219,7 +229,7 @@ def _dpmpp_2m(schedule: Schedule, steps: int) -> list[Step]:
             second = 0.5 * first * step / step_before
         x0 = _x0_scaled(sigma, schedule.prediction)
         sample = (following * alpha_next) / (sigma * alpha)
-        rows.append(_row(timestep, sigma, 1.0, x0, sample, first + second, -second))
+        rows.append(_row(timestep, sigma, 1.0, x0, sample, first + second, -second or 0.0))
     return rows
 
 

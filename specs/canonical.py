@@ -32,10 +32,15 @@ def merkle_root(leaves: Iterable[tuple[str, str]]) -> str:
     A leaf is H(0 | name | 0 | digest), a node H(1 | left | right); an odd node moves up as it is.
     The prefixes keep a leaf from passing for a node (RFC 6962, 2.1).
     """
-    level = [hashlib.sha256(b"\0" + name.encode() + b"\0" + bytes.fromhex(digest)).digest() for name, digest in leaves]
+    level = [
+        hashlib.sha256(b"\0" + name.encode() + b"\0" + bytes.fromhex(digest)).digest()
+        for name, digest in leaves
+    ]
     if not level:
         return hashlib.sha256(b"").hexdigest()
     while len(level) > 1:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-        level = [hashlib.sha256(b"\1" + b"".join(pair)).digest() if len(pair) == 2 else pair[0] for pair in pairs]
+        level = [
+            hashlib.sha256(b"\1" + b"".join(pair)).digest() if len(pair) == 2 else pair[0] for pair in pairs
+        ]
     return level[0].hex()

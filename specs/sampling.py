@@ -72,7 +72,9 @@ class SamplingTable(Document):
     prediction: Literal["epsilon", "v_prediction", "sample"]
     initial_scale: Annotated[float, Field(gt=0)]
     noise: Literal["philox4x32-10/box-muller"] = "philox4x32-10/box-muller"
-    guidance_baked: Annotated[bool, Field(description="whether a host must use the weights as they are")] = False
+    guidance_baked: Annotated[bool, Field(description="whether a host must use the weights as they are")] = (
+        False
+    )
     negative: Negative = Negative()
     latent: Latent
     steps: Annotated[list[Step], Field(min_length=1, max_length=1000)]

@@ -41,6 +41,8 @@ class Family:
     # how the sequence of text states is made: the last hidden state after the final layer norm
     text_state: Annotated[str, Field(pattern="^(last_hidden_state)$")]
     guidance_scale: float
+    # components that may stand in a model_index.json and are not carried into an artefact
+    left_out: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
 
 
