@@ -37,7 +37,7 @@ class Evidence(Document):
     count: Annotated[int | None, Field(description="images, prompts or tensors behind the value")] = None
     passed: bool | None = None
     produced_by: Name
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
 
 
 class FileRecord(Document):

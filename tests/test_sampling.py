@@ -33,13 +33,11 @@ def draw(table: SamplingTable, noise: np.ndarray) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("steps", [1, 5, 20, 50])
+@pytest.mark.parametrize("steps", [2, 5, 20, 50])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("sampler", sorted(PEERS))
 def test_table_draws_what_diffusers_draws(sampler: str, spacing: str, prediction: str, steps: int) -> None:
-    if steps == 1 and spacing == "linspace":
-        pytest.skip("diffusers' linspace of one step starts at timestep 0, which is no noise at all")
     peer, options = PEERS[sampler]
     config = {**BETAS, "timestep_spacing": spacing, "prediction_type": prediction}
     scheduler = peer(**config, **options)

@@ -1,0 +1,69 @@
+"""Gates: one file each, the file's name is the key in the spec.
+
+A gate draws images from the shipped bytes, has a judge look at them, and compares the bound of a
+confidence interval with the threshold of the spec. What a gate cannot afford or decide is
+`UndecidedError`, never a smaller sample.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from ...specs.manifest import Evidence
+
+Images = NDArray[np.uint8]
+
+
+class Draw(Protocol):
+    """Draws one image a (prompt, seed) pair: `[N, height, width, 3]`, 0 to 255."""
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Images: ...
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """A concept that the spec erases: every prompt that names it, and what it was moved to."""
+
+    name: str
+    prompts: tuple[str, ...]
+    towards: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a gate judges: the shipped artefact, the base it was made from, and what the spec erased.
+
+    Both draw from the same noise for the same seed. `record` keeps raw results, one row an image,
+    in `evidence/NAME.json`; `advance` counts drawn images for the progress bar.
+    """
+
+    edited: Draw
+    base: Draw
+    erased: tuple[Erasure, ...]
+    record: Callable[[str, list[dict[str, Any]]], None]
+    advance: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Gate(ABC):
+    """A threshold on behavior. Its fields are its parameters, as written in the spec."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    @abstractmethod
+    def decide(self, trial: Trial) -> list[Evidence]:
+        """Draw, judge and compare; each returned evidence has `passed` set."""
+
+    @abstractmethod
+    def images_needed(self, erased: int) -> int:
+        """Return how many images the gate will draw for a spec that erases so many concepts."""
+
+    @property
+    def name(self) -> str:
+        """The key in the spec: the name of the file that holds the class."""
+        return type(self).__module__.rpartition(".")[2]

@@ -1,0 +1,84 @@
+"""Writing an artefact as one transaction: a sibling folder, synced, sealed, then renamed.
+
+Whatever kills a build, no folder stands under the final name until it is whole.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..specs.canonical import digest_file
+from ..specs.errors import Fault, SpecError
+from ..specs.manifest import FileRecord
+
+UNLISTED = ("manifest.json", "model.sig")
+ATTESTATIONS = "attestations"
+
+
+@contextmanager
+def transaction(target: Path, force: bool) -> Iterator[Path]:
+    """Give a fresh folder beside `target`; rename it to `target` when the block ends well.
+
+    A block that raises leaves nothing behind; a killed process may leave a folder called
+    `.NAME.retouch-*`, never `target`.
+
+    Raises:
+        SpecError: `target` exists and `force` is not given, or its parent cannot be written.
+    """
+    _refuse(target, force)
+    folder = target.parent / f".{target.name}.retouch-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise SpecError(Fault("E_OUTPUT", f"cannot be made: {error.strerror}", str(target))) from error
+    try:
+        yield folder
+        sync(folder)
+        _replace(folder, target, force)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def records(folder: Path) -> list[FileRecord]:
+    """Return one record for every file that a manifest lists, sorted by path."""
+    files = sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
+    return [
+        FileRecord(path=path, size=file.stat().st_size, sha256=digest_file(file))
+        for path, file in files
+        if path not in UNLISTED and not path.startswith(f"{ATTESTATIONS}/")
+    ]
+
+
+def sync(folder: Path) -> None:
+    """Flush every file and folder to the disk, so that a rename cannot outlive its content."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _refuse(target: Path, force: bool) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise SpecError(Fault("E_OUTPUT", "is not a folder", str(target), "choose another output"))
+    if target.exists() and not force:
+        raise SpecError(Fault("E_OUTPUT", "exists", str(target), "choose another output, or give --force"))
+    if target.exists() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+        message = "holds no manifest.json, so it is not an artefact and is not replaced, not even with --force"
+        raise SpecError(Fault("E_OUTPUT", message, str(target), "choose another output"))
+
+
+def _replace(folder: Path, target: Path, force: bool) -> None:
+    """Rename `folder` to `target`; with `force`, what stood there moves aside first."""
+    if not target.exists():
+        os.rename(folder, target)
+        return
+    _refuse(target, force)
+    aside = folder.with_name(folder.name + ".old")
+    os.rename(target, aside)
+    os.rename(folder, target)
+    shutil.rmtree(aside)
