@@ -30,6 +30,19 @@ class Stage(IntEnum):
     QUANTIZE = 6
 
 
+@dataclass(frozen=True)
+class Erasure:
+    """A concept that a pass erases: every prompt that names it, the first one its own name, and its guide."""
+
+    prompts: tuple[str, ...]
+    towards: str
+
+    @property
+    def name(self) -> str:
+        """The concept as the spec names it."""
+        return self.prompts[0]
+
+
 class Observer(Protocol):
     """Judges a claim on the tensors as they were written, while they stream past.
 
@@ -65,6 +78,10 @@ class Pass(ABC):
         """Return evidence that needs no written tensor, such as a table of guidance weights."""
         del before, after
         return []
+
+    def erasures(self) -> Iterable[Erasure]:
+        """Return the concepts that the pass erases, for the gates that look for them."""
+        return ()
 
     @property
     def name(self) -> str:

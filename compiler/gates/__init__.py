@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from ...specs.manifest import Evidence
+from ..contract import Erasure
 
 Images = NDArray[np.uint8]
 
@@ -23,15 +24,6 @@ class Draw(Protocol):
     """Draws one image a (prompt, seed) pair: `[N, height, width, 3]`, 0 to 255."""
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Images: ...
-
-
-@dataclass(frozen=True)
-class Erasure:
-    """A concept that the spec erases: every prompt that names it, and what it was moved to."""
-
-    name: str
-    prompts: tuple[str, ...]
-    towards: str
 
 
 @dataclass(frozen=True)

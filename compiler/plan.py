@@ -1,0 +1,102 @@
+"""What a build will do, from headers alone: the order, the tensors each pass touches, the cost."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..specs.read import Registries, read_spec
+from ..specs.schema import Spec
+from . import registry
+from .contract import Erasure
+from .ir import Pipeline
+from .load import MODEL_ROLES, load_pipeline, source_folder
+from .manifest import parameters
+from .schedule import Carried, carry_out
+from .tensors import Tensor
+
+REGISTRIES = Registries(registry.passes, registry.emitters, registry.gates)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec that has been read and carried out lazily: nothing is computed, nothing is written."""
+
+    file: Path
+    spec: Spec
+    source: Pipeline
+    carried: tuple[Carried, ...]
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The edited pipeline."""
+        return self.carried[-1].after if self.carried else self.source
+
+    @property
+    def erased(self) -> tuple[Erasure, ...]:
+        """Every concept that a pass says it erases, in spec order."""
+        return tuple(erasure for step in self.carried for erasure in step.edit.erasures())
+
+    def images(self) -> int:
+        """Images that the gates will draw."""
+        return sum(gate.images_needed(len(self.erased)) for gate in self.spec.gates)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the plan as plain data: what `retouch plan --json` prints."""
+        table = self.pipeline.sampling.table()
+        models = {name: size_of(self.pipeline, name) for name in _models(self.pipeline)}
+        largest = max((_bytes(tensor) for tensor in self.pipeline.tensors.values()), default=0)
+        return {
+            "name": self.spec.name,
+            "version": self.spec.version,
+            "source": {"model": self.spec.source.model, "family": self.source.family.title, "bytes": sum(models.values())},
+            "passes": [
+                {
+                    "name": step.edit.name,
+                    "stage": step.edit.stage.name.lower(),
+                    "tensors": len(step.changed),
+                    "bytes": sum(_bytes(step.after.tensors[name]) for name in step.changed if name in step.after.tensors),
+                    "changed": list(step.changed),
+                }
+                for step in self.carried
+            ],
+            "sampling": {
+                "sampler": table.sampler,
+                "steps": len(table.steps),
+                "guided_steps": sum(step.guided for step in table.steps),
+                "denoiser_evaluations": table.evaluations,
+            },
+            "emit": [{"name": emitter.name, **parameters(emitter)} for emitter in self.spec.emit],
+            "gates": [{"name": gate.name, **parameters(gate)} for gate in self.spec.gates],
+            "cost": {
+                "disk_bytes": sum(models.values()) * len(self.spec.emit),
+                "largest_tensor_bytes": largest,
+                "images": self.images(),
+                "denoiser_evaluations": self.images() * table.evaluations,
+            },
+        }
+
+
+def make_plan(file: Path) -> Plan:
+    """Read a spec, open its source by the headers, and run the passes lazily.
+
+    Raises:
+        SpecError, InputError: with all faults that were found.
+    """
+    spec = read_spec(file, REGISTRIES)
+    folder = source_folder(spec.source.model, file.parent)
+    source = load_pipeline(folder, spec.sampling.sampler, spec.sampling.steps, spec.sampling.guidance_scale)
+    return Plan(file, spec, source, tuple(carry_out(source, spec.edits)))
+
+
+def size_of(pipeline: Pipeline, component: str) -> int:
+    """Return the bytes of a component's tensors in the types they are stored in."""
+    return sum(_bytes(tensor) for tensor in pipeline.tensors_of(component).values())
+
+
+def _models(pipeline: Pipeline) -> list[str]:
+    return sorted(name for name, component in pipeline.components.items() if component.role in MODEL_ROLES)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return prod(tensor.shape) * tensor.dtype.itemsize
