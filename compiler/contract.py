@@ -6,14 +6,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from pydantic import ConfigDict
 
-from ..specs.fields import InputFile
 from ..specs.manifest import Evidence
 from .ir import Pipeline
 from .tensors import Array
@@ -87,18 +85,3 @@ class Pass(ABC):
     def name(self) -> str:
         """The key in the spec: the name of the file that holds the class."""
         return type(self).__module__.rpartition(".")[2]
-
-    def input_files(self) -> list[Path]:
-        """Return every file that the spec block names, for the lock."""
-        return sorted(set(_files_in(self)))
-
-
-def _files_in(value: Any) -> Iterable[Path]:
-    if isinstance(value, InputFile):
-        yield value.path
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _files_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for field in fields(value):
-            yield from _files_in(getattr(value, field.name))

@@ -36,7 +36,7 @@ def assemble(
         name=spec.name,
         version=spec.version,
         provider=Provider(name=spec.provider.name, contact=spec.provider.contact),
-        source={"model": spec.source.model, "family": pipeline.family.name, "class": pipeline.family.pipeline_class},
+        source={"model": spec.source.model.text, "family": pipeline.family.name, "class": pipeline.family.pipeline_class},
         spec=listed["spec/edit.yaml"],
         lock=listed["spec/edit.lock"],
         inputs=list(inputs),

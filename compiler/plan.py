@@ -49,7 +49,7 @@ class Plan:
         return {
             "name": self.spec.name,
             "version": self.spec.version,
-            "source": {"model": self.spec.source.model, "family": self.source.family.title, "bytes": sum(models.values())},
+            "source": {"model": self.spec.source.model.text, "family": self.source.family.title, "bytes": sum(models.values())},
             "passes": [
                 {
                     "name": step.edit.name,
@@ -84,7 +84,7 @@ def make_plan(file: Path) -> Plan:
         SpecError, InputError: with all faults that were found.
     """
     spec = read_spec(file, REGISTRIES)
-    folder = source_folder(spec.source.model, file.parent)
+    folder = source_folder(spec.source.model.text, file.parent)
     source = load_pipeline(folder, spec.sampling.sampler, spec.sampling.steps, spec.sampling.guidance_scale)
     return Plan(file, spec, source, tuple(carry_out(source, spec.edits)))
 

@@ -1,7 +1,7 @@
 """Types that the spec blocks of passes, emitters and gates share."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +43,15 @@ class InputFile:
             core_schema.str_schema(min_length=1, max_length=4096),
             serialization=core_schema.plain_serializer_function_ser_schema(lambda file: file.text),
         )
+
+
+def input_files(value: Any) -> Iterator[Path]:
+    """Yield every file that a spec block names, at any depth, in the order of the fields."""
+    if isinstance(value, InputFile):
+        yield value.path
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from input_files(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from input_files(getattr(value, field.name))

@@ -1,0 +1,193 @@
+"""The whole way from a plan to an artefact under its final name, or to nothing at all.
+
+    emit targets -> spec, lock, sampling -> seal -> gates draw from the sealed bytes -> evidence,
+    manifest, card -> sync, rename
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..specs.canonical import digest_file
+from ..specs.errors import Fault, GateError
+from ..specs.fields import input_files
+from ..specs.lock import Lock, check_lock, make_lock, read_lock, write_lock
+from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
+from . import manifest as manifests
+from .card import write_card
+from .emit import Emitter, Job, Watch
+from .load import source_files
+from .plan import Plan, size_of
+from .seal import ATTESTATIONS, records, sync, transaction
+from .trial import hold_trial
+
+
+class Reporter(Protocol):
+    """Shows progress: `task` opens a bar and returns what advances it."""
+
+    def task(self, label: str, total: int) -> Callable[[int], None]: ...
+
+
+class Quiet:
+    """A reporter that shows nothing."""
+
+    def task(self, label: str, total: int) -> Callable[[int], None]:
+        del label, total
+        return lambda _: None
+
+
+def default_cache() -> Path:
+    """Return where captured graphs are kept: $RETOUCH_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("RETOUCH_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "retouch"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build, apart from what: none of it may change a byte of the artefact."""
+
+    force: bool = False
+    locked: bool = False
+    keep_failed: bool = False
+    cache: Path = field(default_factory=default_cache)
+
+
+def build(plan: Plan, target: Path, options: Options | None = None, report: Reporter | None = None) -> Manifest:
+    """Build a plan into the folder `target` and return its manifest.
+
+    Raises:
+        GateError: evidence does not meet its threshold; `target` is not written.
+        SpecError, InputError, UndecidedError: with all faults; `target` is not written.
+    """
+    options, report = options or Options(), report or Quiet()
+    started = time.time()
+    lock = _locked_inputs(plan, options)
+    with transaction(target, options.force) as folder:
+        targets = [_emit(plan, emitter, folder, options, report) for emitter in plan.spec.emit]
+        _write_spec(plan, lock, folder)
+        manifest = _seal(plan, lock, targets, [], folder)
+        if plan.spec.gates:
+            gates = hold_trial(plan, folder, options.cache, report)
+            manifest = _seal(plan, lock, targets, gates, folder)
+        _attest(folder, started)
+        if not manifest.passed:
+            _fail(manifest, folder, target, options)
+    if not options.locked:
+        _keep_lock(plan, lock)
+    return manifest
+
+
+def lock_file(plan: Plan) -> Path:
+    """Return where a spec's lock lies: beside it, `edit.yaml` -> `edit.lock`."""
+    return plan.file.with_suffix(".lock")
+
+
+def watches_of(plan: Plan) -> list[Watch]:
+    """Return fresh observers of every pass, each with the pipeline that its pass was given."""
+    return [
+        Watch(observer, step.before) for step in plan.carried for observer in step.edit.observers(step.before, step.after)
+    ]
+
+
+def _emit(plan: Plan, emitter: Emitter, folder: Path, options: Options, report: Reporter) -> TargetRecord:
+    """Write one target; its static evidence is what the observers saw of just these bytes."""
+    watches = watches_of(plan)
+    total = sum(size_of(plan.pipeline, name) for name in plan.pipeline.components)
+    advance = report.task(f"write {emitter.name}", total)
+    job = Job(plan.source, watches, lambda _, count: advance(count), options.cache)
+    emitted = emitter.emit(plan.pipeline, folder, job)
+    static = [evidence for watch in watches for evidence in watch.observer.evidence()]
+    return TargetRecord(
+        emitter=emitter.name,
+        parameters=manifests.parameters(emitter),
+        components=list(emitted.components),
+        evidence=[*static, *emitted.evidence],
+    )
+
+
+def _locked_inputs(plan: Plan, options: Options) -> Lock:
+    """Hash every input; with `locked`, refuse what differs from the lock beside the spec."""
+    lock = make_lock(plan.file, _inputs(plan))
+    if options.locked:
+        check_lock(read_lock(lock_file(plan)), lock)
+    return lock
+
+
+def _inputs(plan: Plan) -> list[tuple[str, str, Path]]:
+    """Return every file that the build reads, as (role, name, path)."""
+    files = [("source", f"source/{name}", path) for name, path in source_files(plan.source)]
+    for edit in plan.spec.edits:
+        files += [("adapter", f"{edit.name}/{path.name}", path) for path in input_files(edit)]
+    for gate in plan.spec.gates:
+        files += [("judge", f"judge/{path.name}", path) for path in input_files(gate)]
+    return sorted(dict.fromkeys(files))
+
+
+def _write_spec(plan: Plan, lock: Lock, folder: Path) -> None:
+    (folder / "spec").mkdir()
+    (folder / "spec" / "edit.yaml").write_bytes(plan.file.read_bytes())
+    write_lock(lock, folder / "spec" / "edit.lock")
+
+
+def _seal(
+    plan: Plan, lock: Lock, targets: Sequence[TargetRecord], gates: Sequence[Evidence], folder: Path
+) -> Manifest:
+    """Write card and manifest over everything in the folder, and flush it."""
+    inputs = [InputRecord(role=item.role, path=item.path, size=item.size, sha256=item.sha256) for item in lock.inputs]
+    write_card(plan, targets, gates, folder)
+    files = records(folder)
+    manifest = manifests.assemble(plan.spec, plan.pipeline, plan.carried, targets, gates, inputs, files)
+    manifests.write(manifest, folder)
+    sync(folder)
+    return manifest
+
+
+def _keep_lock(plan: Plan, lock: Lock) -> None:
+    """Leave the lock beside the spec, except where the spec lies in the installed package or is read-only."""
+    place = lock_file(plan)
+    if Path(__file__).parents[1] in place.parents or not os.access(place.parent, os.W_OK):
+        return
+    write_lock(lock, place)
+
+
+def _attest(folder: Path, started: float) -> None:
+    """Write what depends on the hour and the host, apart from everything that must be repeatable."""
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    facts: dict[str, Any] = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "cores": os.cpu_count(),
+        "manifest_sha256": digest_file(folder / "manifest.json"),
+    }
+    (folder / ATTESTATIONS).mkdir()
+    (folder / ATTESTATIONS / "build.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+def _fail(manifest: Manifest, folder: Path, target: Path, options: Options) -> None:
+    """Raise what did not pass; with `keep_failed`, leave the folder as `NAME.failed` to look at."""
+    kept = target.with_name(target.name + ".failed")
+    if options.keep_failed and not kept.exists():
+        os.rename(folder, kept)
+    measured = [*manifest.statements, *manifest.gates, *(e for t in manifest.targets for e in t.evidence)]
+    raise GateError(*(_gate_fault(evidence) for evidence in measured if evidence.passed is False))
+
+
+def _gate_fault(evidence: Evidence) -> Fault:
+    between = f", 95 % interval {evidence.interval[0]} to {evidence.interval[1]}" if evidence.interval else ""
+    wanted = f"{(evidence.comparator or '').replace('_', ' ')} {evidence.limit}"
+    return Fault(
+        "E_EVIDENCE",
+        f"{evidence.claim} of `{evidence.subject}` is {evidence.value}{between}; the spec wants {wanted}",
+        where=evidence.produced_by,
+        hint="nothing was written under the final name; --keep-failed leaves the folder to look at",
+    )

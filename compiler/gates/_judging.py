@@ -1,0 +1,56 @@
+"""What gates share: which judge, which label a prompt asks for, and evidence from a count."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from ...runtime.judges import Judge
+from ...specs.errors import Fault, UndecidedError
+from ...specs.fields import DEMO, InputFile
+
+# A share between 0 and 1 as a decimal string: thresholds make no float round trip.
+Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$")]
+BUILT_IN_JUDGES = {"demo": "classifier.onnx", "demo-clip": "clip.onnx"}
+_ARTICLE = re.compile(r"^(the|an|a)\s+")
+
+
+@dataclass(frozen=True)
+class JudgeFile(InputFile):
+    """The judge that a gate names: `demo`, `demo-clip`, or an ONNX file with its labels beside it."""
+
+    @classmethod
+    def resolve(cls, text: str, folder: Path) -> "JudgeFile":
+        """Return the judge that `text` names in a spec that lies in `folder`."""
+        if text in BUILT_IN_JUDGES:
+            return cls(text, DEMO / "judges" / BUILT_IN_JUDGES[text])
+        return cls(text, (folder / text).resolve())
+
+
+DEMO_JUDGE = JudgeFile.resolve("demo", Path())
+
+
+def open_judge(file: JudgeFile) -> Judge:
+    """Open a judge, single-threaded so that its verdicts repeat."""
+    return Judge.open(file.path.parent, file.path.stem, threads=1)
+
+
+def label_of(prompt: str, judge: Judge) -> str:
+    """Return the judge's label for what a prompt asks for: its words without the article.
+
+    Raises:
+        UndecidedError: the judge knows no such thing, so it cannot say whether it is there.
+    """
+    wanted = _ARTICLE.sub("", prompt.casefold().strip())
+    if wanted in judge.labels:
+        return wanted
+    hint = f"this judge knows {len(judge.labels)} labels, such as {', '.join(judge.labels[:4])}; name another judge"
+    raise UndecidedError(Fault("E_JUDGE_LABEL", f"the judge knows no `{wanted}`", judge.name, hint))
+
+
+def seeds(count: int) -> Sequence[int]:
+    """Return the seeds of a gate: the same for base and edited, for every concept and build."""
+    return range(count)
