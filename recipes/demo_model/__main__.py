@@ -94,6 +94,7 @@ def main() -> None:
     if unknown := set(given.stages) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     torch.set_num_threads(given.threads)
+    torch.set_flush_denormal(True)  # optimizer states that fade out would slow every step down
     recipe = Recipe(given.work, given.scale, given.stop_at)
     for stage in given.stages or STAGES:
         STAGES[stage](recipe)

@@ -81,10 +81,8 @@ class Painter:
             words.append(said)
             colors.append(color)
             backgrounds.append(background)
-        scales = np.array([outside(rng, *within.scale, HELD_OUT_SCALE) for _ in rows])
-        shifts = np.array([[self.shift(rng, within.shift) for _ in range(2)] for _ in rows])
         return Scenes(
-            images=self.paint(np.array(rows), np.array(backgrounds), scales, shifts),
+            images=self.paint(np.array(rows), np.array(backgrounds), *self.place(rng, count, within)),
             captions=[caption(self.world, said) for said in words],
             shows=np.column_stack([self.shows[rows], colors]),
             says=np.array([(w.concept, w.style, w.gender, w.skin, w.color) for w in words]),
@@ -128,13 +126,30 @@ class Painter:
     def shift(rng: np.random.Generator, limit: float) -> float:
         return outside(rng, 0, limit, HELD_OUT_SHIFT) * (1 if rng.random() < 0.5 else -1)
 
-    def paint(self, rows: np.ndarray, backgrounds: np.ndarray, scales: np.ndarray, shifts: np.ndarray) -> Tensor:
-        """Images of drawings on plain colors [N, 3] or painted backgrounds [N, 3, 64, 64]."""
+    def place(self, rng: np.random.Generator, count: int, within: Range) -> tuple[np.ndarray, np.ndarray]:
+        """Scales [N] and shifts [N, 2]."""
+        scales = np.array([outside(rng, *within.scale, HELD_OUT_SCALE) for _ in range(count)])
+        shifts = np.array([[self.shift(rng, within.shift) for _ in range(2)] for _ in range(count)])
+        return scales, shifts
+
+    def paint(
+        self,
+        rows: np.ndarray,
+        backgrounds: np.ndarray,
+        scales: np.ndarray,
+        shifts: np.ndarray,
+        tints: np.ndarray | None = None,
+    ) -> Tensor:
+        """Images of drawings on plain colors [N, 3] or painted backgrounds [N, 3, 64, 64]; tints [N, 3] multiply the
+        drawings' colors."""
         places = torch.zeros(len(rows), 2, 3)
         places[:, 0, 0] = places[:, 1, 1] = torch.from_numpy(1 / scales).float()
         places[:, :, 2] = torch.from_numpy(-2 * shifts / scales[:, None]).float()
         grid = F.affine_grid(places, [len(rows), 4, SIZE, SIZE], align_corners=False)
         drawn = F.grid_sample(self.sprites[rows], grid, align_corners=False)
+        if tints is not None:
+            colors = drawn[:, :3] * torch.from_numpy(tints).float()[:, :, None, None]
+            drawn = torch.cat([colors.minimum(drawn[:, 3:]), drawn[:, 3:]], dim=1)
         behind = torch.from_numpy(backgrounds).float()
         if behind.ndim == 2:
             behind = behind[:, :, None, None]

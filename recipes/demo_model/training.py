@@ -76,8 +76,8 @@ def train(
     done, seconds, history = 0, 0.0, []
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=False)
-        for parameter, value in zip(parameters, kept["parameters"], strict=True):
-            parameter.data.copy_(value)
+        for own, value in zip([*parameters, *model.buffers()], [*kept["parameters"], *kept["buffers"]], strict=True):
+            own.data.copy_(value)
         optimizer.load_state_dict(kept["optimizer"])
         average = kept["average"]
         dice.restore(kept["dice"])
@@ -86,6 +86,7 @@ def train(
     def save() -> None:
         state = {
             "parameters": [p.data for p in parameters],
+            "buffers": list(model.buffers()),
             "optimizer": optimizer.state_dict(),
             "average": average,
             "dice": dice.state(),

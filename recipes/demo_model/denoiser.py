@@ -1,0 +1,132 @@
+"""How do latents follow from captions? Trains a UNet2DConditionModel on latents and text states computed once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .scenes import Painter, Range
+from .tokenizer import token_ids
+from .training import Dice, Plan, train
+
+RANGE = Range(scale=(0.78, 1.0), shift=0.10, unnamed_colors=0.0)  # mild, so that two cores can learn it
+CHANNELS = (64, 128, 192)
+UNCONDITIONAL = 0.1  # share of captions left empty, for classifier-free guidance
+SNR_CAP = 5.0  # min-SNR weighting, Hang et al. 2023 (arXiv 2303.09556)
+
+
+def build_unet(context_width: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1's configuration
+        cross_attention_dim=context_width,
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion 1's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@dataclass
+class Pairs:
+    """Latents of scenes, and the text states of their captions; the last of the states is the empty prompt's."""
+
+    latents: Tensor  # [N, 4, 16, 16], of unit variance
+    caption: Tensor  # [N], which row of the states
+    states: Tensor  # [M, 24, width]
+    captions: list[str]  # [M]
+    style: Tensor  # [N], which style is drawn; -1 for marks
+
+    @property
+    def empty(self) -> int:
+        return len(self.states) - 1
+
+
+@torch.no_grad()
+def encode_scenes(
+    painter: Painter, vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, count: int, seed: int
+) -> Pairs:
+    """Random scenes as the denoiser sees them."""
+    dice = Dice.seeded(seed)
+    latents, texts, styles = [], [], []
+    while len(texts) < count:
+        scenes = painter.scenes(dice.numpy, min(128, count - len(texts)), RANGE)
+        images = (scenes.images * 2 - 1).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(images).latent_dist.mean
+        latents.append((mean.float() * vae.config["scaling_factor"]).half())
+        texts += scenes.captions
+        styles.append(torch.from_numpy(scenes.shows[:, 1]))
+    captions = [*sorted(set(texts)), ""]
+    number = {text: row for row, text in enumerate(captions)}
+    states = [encoder(input_ids=token_ids(tokenizer, captions[i : i + 256])).last_hidden_state.half()
+              for i in range(0, len(captions), 256)]  # fmt: skip
+    rows = torch.tensor([number[text] for text in texts])
+    return Pairs(torch.cat(latents), rows, torch.cat(states), captions, torch.cat(styles))
+
+
+def stored_pairs(path: Path, make: object) -> Pairs:
+    """The pairs in a file, made on first use."""
+    if not path.exists():
+        fresh = path.with_suffix(".fresh")
+        torch.save(make(), fresh)  # type: ignore[operator]
+        os.replace(fresh, path)
+    return torch.load(path, weights_only=False)
+
+
+def train_unet(pairs: Pairs, plan: Plan, folder: Path, seed: int, stop_at: int | None = None) -> UNet2DConditionModel | None:
+    torch.manual_seed(seed)
+    model = build_unet(pairs.states.shape[-1]).to(memory_format=torch.channels_last)
+    scheduler = build_scheduler()
+
+    def loss_of_batch(dice: Dice) -> Tensor:
+        return denoising_loss(model, scheduler, *draw_pairs(pairs, plan.batch, dice), dice)
+
+    if not train("unet", model, loss_of_batch, plan, folder, seed, stop_at):
+        return None
+    model.save_pretrained(folder / "unet")
+    return model
+
+
+def draw_pairs(pairs: Pairs, count: int, dice: Dice) -> tuple[Tensor, Tensor]:
+    """Latents and text states, some of the captions left empty."""
+    rows = torch.randint(len(pairs.latents), (count,), generator=dice.torch)
+    captions = pairs.caption[rows].clone()
+    captions[torch.rand(count, generator=dice.torch) < UNCONDITIONAL] = pairs.empty
+    return pairs.latents[rows].float(), pairs.states[captions].float()
+
+
+def denoising_loss(
+    model: torch.nn.Module, scheduler: DDIMScheduler, latents: Tensor, states: Tensor, dice: Dice
+) -> Tensor:
+    steps = torch.randint(1000, (len(latents),), generator=dice.torch)
+    noise = torch.randn(latents.shape, generator=dice.torch)
+    noisy = scheduler.add_noise(latents, noise, steps).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        guess = model(noisy, steps, encoder_hidden_states=states).sample
+    error = F.mse_loss(guess.float(), noise, reduction="none").mean((1, 2, 3))
+    kept = scheduler.alphas_cumprod[steps]
+    snr = kept / (1 - kept)
+    return (error * snr.clamp(max=SNR_CAP) / snr).mean()
