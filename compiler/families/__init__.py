@@ -3,7 +3,7 @@
 One YAML file a family. Passes read roles and patterns from here, never names of one architecture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +43,13 @@ class Family:
     guidance_scale: float
     # components that may stand in a model_index.json and are not carried into an artefact
     left_out: tuple[str, ...] = ()
+    # component -> what some versions of its library write before every module name, and others do not
+    optional_prefixes: dict[str, str] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+
+    def module_name(self, component: str, name: str) -> str:
+        """Return a tensor's or module's name in the one spelling that all library versions share."""
+        return name.removeprefix(self.optional_prefixes.get(component, ""))
 
 
 @cache
