@@ -28,12 +28,25 @@ def write_card(plan: Plan, targets: Sequence[TargetRecord], gates: Sequence[Evid
     """Write README.md; texts of the spec and of inputs are escaped, whatever they hold."""
     spec = plan.spec
     emitted = [target.emitter for target in targets]
-    front = {"library_name": "retouch", "pipeline_tag": "text-to-image", "tags": sorted({"retouch", *emitted})}
+    front = {
+        "library_name": "retouch",
+        "pipeline_tag": "text-to-image",
+        "tags": sorted({"retouch", *emitted}),
+    }
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---\n",
-        _HEAD.format(name=plain(spec.name), version=plain(spec.version), model=plain(spec.source.model.text), family=plan.source.family.title),
-        "## What was edited\n\n" + _bullets([f"`{step.edit.name}`: {plain(_sentence(step.edit))}" for step in plan.carried] or ["nothing"]),
-        "## Evidence\n\n" + _table([*gates, *(evidence for target in targets for evidence in target.evidence)]),
+        _HEAD.format(
+            name=plain(spec.name),
+            version=plain(spec.version),
+            model=plain(spec.source.model),
+            family=plan.source.family.title,
+        ),
+        "## What was edited\n\n"
+        + _bullets(
+            [f"`{step.edit.name}`: {plain(_sentence(step.edit))}" for step in plan.carried] or ["nothing"]
+        ),
+        "## Evidence\n\n"
+        + _table([*gates, *(evidence for target in targets for evidence in target.evidence)]),
         "## Limits\n\n" + _bullets(limits(plan.pipeline.family)),
         "## Not claimed\n\n" + _bullets(not_claimed(DRAWN_FROM, emitted, bool(spec.gates))),
         f"Provider: {plain(spec.provider.name) or 'not stated'}. Contact: {plain(spec.provider.contact) or 'not stated'}.\n",
@@ -49,7 +62,9 @@ def plain(text: str) -> str:
 
 
 def _sentence(edit: object) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in parameters(edit).items() if value not in (None, [], ""))
+    return ", ".join(
+        f"{key} = {value}" for key, value in parameters(edit).items() if value not in (None, [], "")
+    )
 
 
 def _bullets(lines: Sequence[str]) -> str:
@@ -65,7 +80,9 @@ def _table(measured: Sequence[Evidence]) -> str:
 
 
 def _limit(evidence: Evidence) -> str:
-    return f"{(evidence.comparator or '').replace('_', ' ')} {evidence.limit}" if evidence.limit else "none set"
+    return (
+        f"{(evidence.comparator or '').replace('_', ' ')} {evidence.limit}" if evidence.limit else "none set"
+    )
 
 
 def _verdict(evidence: Evidence) -> str:

@@ -36,12 +36,18 @@ def assemble(
         name=spec.name,
         version=spec.version,
         provider=Provider(name=spec.provider.name, contact=spec.provider.contact),
-        source={"model": spec.source.model.text, "family": pipeline.family.name, "class": pipeline.family.pipeline_class},
+        source={
+            "model": spec.source.model,
+            "family": pipeline.family.name,
+            "class": pipeline.family.pipeline_class,
+        },
         spec=listed["spec/edit.yaml"],
         lock=listed["spec/edit.lock"],
         inputs=list(inputs),
         passes=[_pass_record(step) for step in carried],
-        statements=[evidence for step in carried for evidence in step.edit.statements(step.before, step.after)],
+        statements=[
+            evidence for step in carried for evidence in step.edit.statements(step.before, step.after)
+        ],
         targets=list(targets),
         gates=list(gates),
         environment=environment(),

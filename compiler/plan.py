@@ -49,13 +49,21 @@ class Plan:
         return {
             "name": self.spec.name,
             "version": self.spec.version,
-            "source": {"model": self.spec.source.model.text, "family": self.source.family.title, "bytes": sum(models.values())},
+            "source": {
+                "model": self.spec.source.model,
+                "family": self.source.family.title,
+                "bytes": sum(models.values()),
+            },
             "passes": [
                 {
                     "name": step.edit.name,
                     "stage": step.edit.stage.name.lower(),
                     "tensors": len(step.changed),
-                    "bytes": sum(_bytes(step.after.tensors[name]) for name in step.changed if name in step.after.tensors),
+                    "bytes": sum(
+                        _bytes(step.after.tensors[name])
+                        for name in step.changed
+                        if name in step.after.tensors
+                    ),
                     "changed": list(step.changed),
                 }
                 for step in self.carried
@@ -84,7 +92,7 @@ def make_plan(file: Path) -> Plan:
         SpecError, InputError: with all faults that were found.
     """
     spec = read_spec(file, REGISTRIES)
-    folder = source_folder(spec.source.model.text, file.parent)
+    folder = source_folder(spec.source.model, file.parent)
     source = load_pipeline(folder, spec.sampling.sampler, spec.sampling.steps, spec.sampling.guidance_scale)
     return Plan(file, spec, source, tuple(carry_out(source, spec.edits)))
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
 from retouch.compiler.headers import read_header
 from retouch.specs.errors import InputError
-from safetensors.numpy import save_file
 
 GOOD = {"a.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -82,10 +83,12 @@ def test_hostile_text(text: bytes, message: str, tmp_path: Path) -> None:
         read_header(write(tmp_path / "x.safetensors", None, text=text))
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 7, struct.pack("<Q", 1 << 62), struct.pack("<Q", 100) + b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 7, struct.pack("<Q", 1 << 62), struct.pack("<Q", 100) + b"{}"]
+)
 def test_truncated_files(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="E_SAFETENSORS|header"):
+    with pytest.raises(InputError, match=r"E_SAFETENSORS|header"):
         read_header(tmp_path / "x.safetensors")
 
 
@@ -111,7 +114,9 @@ def test_pickles_are_refused_and_never_opened(suffix: str, tmp_path: Path) -> No
 
 
 @given(st.data())
-def test_a_mutated_header_never_surprises(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_mutated_header_never_surprises(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.mktemp("mutated")
     content = bytearray(write(folder / "x.safetensors", GOOD).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

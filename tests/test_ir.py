@@ -6,12 +6,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from tiny import make_tiny
+
 from retouch.compiler.ir import changed_tensors, verify
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.tensors import Edited, Shared, Tied, View, authors, cast
 from retouch.specs.errors import InputError, SpecError
-
-from tests.tiny import make_tiny
 
 KEYS_AND_VALUES = "*.attn2.to_[kv].weight"
 
@@ -93,9 +93,9 @@ def test_select_counts(folder: Path) -> None:
     pipeline = load_pipeline(folder, "ddim", 10)
     with pytest.raises(InputError, match=r"matches 0 tensors .* expected at least one"):
         pipeline.select("denoiser", "*.attn3.to_k.weight")
-    with pytest.raises(InputError, match="expected 7 tensors"):
+    with pytest.raises(InputError, match=r"expected 7 tensors"):
         pipeline.select("denoiser", KEYS_AND_VALUES, expect=7)
-    with pytest.raises(InputError, match="matches 0 tensors of role `text`"):
+    with pytest.raises(InputError, match=r"matches 0 tensors of role `text`"):
         pipeline.select("text", KEYS_AND_VALUES)
 
 
@@ -112,7 +112,7 @@ def test_an_edit_shares_what_it_did_not_touch(folder: Path) -> None:
 
 def test_a_pass_cannot_leave_a_name_under_no_component(folder: Path) -> None:
     pipeline = load_pipeline(folder, "ddim", 10)
-    with pytest.raises(InputError, match="`rogue` left a tensor name"):
+    with pytest.raises(InputError, match=r"`rogue` left a tensor name"):
         verify(pipeline.with_tensors({"nowhere.weight": held(1)}), "rogue")
 
 
@@ -138,7 +138,7 @@ def test_code_in_a_model_index_is_only_a_name(tmp_path: Path) -> None:
     broken = make_tiny(tmp_path / "model")
     index = (broken / "model_index.json").read_text()
     (broken / "model_index.json").write_text(index.replace("UNet2DConditionModel", "os.system"))
-    with pytest.raises(InputError, match="`unet` is a `os.system`, supported is `UNet2DConditionModel`"):
+    with pytest.raises(InputError, match=r"`unet` is a `os\.system`, supported is `UNet2DConditionModel`"):
         load_pipeline(broken, "ddim", 10)
 
 
@@ -146,10 +146,10 @@ def test_only_pickled_weights_are_refused(tmp_path: Path) -> None:
     broken = make_tiny(tmp_path / "model")
     weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(InputError, match="only pickled weights"):
+    with pytest.raises(InputError, match=r"only pickled weights"):
         load_pipeline(broken, "ddim", 10)
 
 
 def test_more_steps_than_timesteps(folder: Path) -> None:
-    with pytest.raises(SpecError, match="1000 steps, expected 1 to 999"):
+    with pytest.raises(SpecError, match=r"1000 steps, expected 1 to 999"):
         load_pipeline(folder, "ddim", 1000)

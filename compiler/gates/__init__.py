@@ -8,7 +8,7 @@ confidence interval with the threshold of the spec. What a gate cannot afford or
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,8 @@ from ..contract import Erasure
 Images = NDArray[np.uint8]
 
 
-class Draw(Protocol):
-    """Draws one image a (prompt, seed) pair: `[N, height, width, 3]`, 0 to 255."""
-
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Images: ...
+# Draws one image a (prompt, seed) pair: `[N, height, width, 3]`, 0 to 255.
+Draw = Callable[[Sequence[str], Sequence[int]], Images]
 
 
 @dataclass(frozen=True)

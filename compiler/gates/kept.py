@@ -9,7 +9,7 @@ from ...runtime.judges import Judge
 from ...runtime.statistics import decimal, paired_difference
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
-from . import Gate, Trial
+from . import Draw, Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeFile, Share, open_judge, seeds
 
 
@@ -48,11 +48,21 @@ class Kept(Gate):
         free = [label for label in judge.labels if judge.prompt_of(label).casefold() not in erased]
         if len(free) < self.concepts:
             hint = f"ask for at most {len(free)}, or name a judge with more labels"
-            message = f"{self.concepts} kept concepts wanted, the judge knows {len(free)} that were not erased"
+            message = (
+                f"{self.concepts} kept concepts wanted, the judge knows {len(free)} that were not erased"
+            )
             raise UndecidedError(Fault("E_JUDGE_LABEL", message, judge.name, hint))
         return [free[index * len(free) // self.concepts] for index in range(self.concepts)]
 
-    def _recognized(self, judge: Judge, trial: Trial, draw, prompts, drawn_from, wanted) -> list[bool]:
+    def _recognized(
+        self,
+        judge: Judge,
+        trial: Trial,
+        draw: Draw,
+        prompts: list[str],
+        drawn_from: list[int],
+        wanted: list[str],
+    ) -> list[bool]:
         found: list[bool] = []
         # One concept at a time keeps the images in memory few.
         for start in range(0, len(prompts), self.images):
@@ -67,7 +77,9 @@ class Kept(Gate):
     ) -> Evidence:
         difference, low, high = paired_difference(edited, base)
         lost = {
-            label: decimal(sum(b - e for w, e, b in zip(wanted, edited, base, strict=True) if w == label) / self.images)
+            label: decimal(
+                sum(b - e for w, e, b in zip(wanted, edited, base, strict=True) if w == label) / self.images
+            )
             for label in chosen
         }
         worst = sorted(chosen, key=lambda label: (-float(lost[label]), label))[:5]
