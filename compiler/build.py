@@ -1,7 +1,7 @@
 """The whole way from a plan to an artefact under its final name, or to nothing at all.
 
-    emit targets -> spec, lock, sampling -> seal -> gates draw from the sealed bytes -> evidence,
-    manifest, card -> sync, rename
+emit targets -> spec, lock, sampling -> seal -> gates draw from the sealed bytes -> evidence,
+manifest, card -> sync, rename
 """
 
 import json
@@ -60,7 +60,9 @@ class Options:
     cache: Path = field(default_factory=default_cache)
 
 
-def build(plan: Plan, target: Path, options: Options | None = None, report: Reporter | None = None) -> Manifest:
+def build(
+    plan: Plan, target: Path, options: Options | None = None, report: Reporter | None = None
+) -> Manifest:
     """Build a plan into the folder `target` and return its manifest.
 
     Raises:
@@ -93,7 +95,9 @@ def lock_file(plan: Plan) -> Path:
 def watches_of(plan: Plan) -> list[Watch]:
     """Return fresh observers of every pass, each with the pipeline that its pass was given."""
     return [
-        Watch(observer, step.before) for step in plan.carried for observer in step.edit.observers(step.before, step.after)
+        Watch(observer, step.before)
+        for step in plan.carried
+        for observer in step.edit.observers(step.before, step.after)
     ]
 
 
@@ -141,7 +145,10 @@ def _seal(
     plan: Plan, lock: Lock, targets: Sequence[TargetRecord], gates: Sequence[Evidence], folder: Path
 ) -> Manifest:
     """Write card and manifest over everything in the folder, and flush it."""
-    inputs = [InputRecord(role=item.role, path=item.path, size=item.size, sha256=item.sha256) for item in lock.inputs]
+    inputs = [
+        InputRecord(role=item.role, path=item.path, size=item.size, sha256=item.sha256)
+        for item in lock.inputs
+    ]
     write_card(plan, targets, gates, folder)
     files = records(folder)
     manifest = manifests.assemble(plan.spec, plan.pipeline, plan.carried, targets, gates, inputs, files)
@@ -177,7 +184,7 @@ def _fail(manifest: Manifest, folder: Path, target: Path, options: Options) -> N
     """Raise what did not pass; with `keep_failed`, leave the folder as `NAME.failed` to look at."""
     kept = target.with_name(target.name + ".failed")
     if options.keep_failed and not kept.exists():
-        os.rename(folder, kept)
+        folder.rename(kept)
     measured = [*manifest.statements, *manifest.gates, *(e for t in manifest.targets for e in t.evidence)]
     raise GateError(*(_gate_fault(evidence) for evidence in measured if evidence.passed is False))
 

@@ -49,7 +49,8 @@ def write_card(plan: Plan, targets: Sequence[TargetRecord], gates: Sequence[Evid
         + _table([*gates, *(evidence for target in targets for evidence in target.evidence)]),
         "## Limits\n\n" + _bullets(limits(plan.pipeline.family)),
         "## Not claimed\n\n" + _bullets(not_claimed(DRAWN_FROM, emitted, bool(spec.gates))),
-        f"Provider: {plain(spec.provider.name) or 'not stated'}. Contact: {plain(spec.provider.contact) or 'not stated'}.\n",
+        f"Provider: {plain(spec.provider.name) or 'not stated'}\n",
+        f"Contact: {plain(spec.provider.contact) or 'not stated'}\n",
     ]
     (folder / "README.md").write_text("\n".join(sections), encoding="utf-8")
 
@@ -72,11 +73,14 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _table(measured: Sequence[Evidence]) -> str:
-    rows = [
-        f"| {evidence.claim} | {plain(evidence.subject)} | {evidence.value} | {_limit(evidence)} | {_verdict(evidence)} |\n"
-        for evidence in measured
-    ]
-    return "| claim | of | value | limit | verdict |\n| --- | --- | --- | --- | --- |\n" + "".join(rows)
+    return "| claim | of | value | limit | verdict |\n| --- | --- | --- | --- | --- |\n" + "".join(
+        map(_row, measured)
+    )
+
+
+def _row(evidence: Evidence) -> str:
+    cells = (evidence.claim, plain(evidence.subject), evidence.value, _limit(evidence), _verdict(evidence))
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _limit(evidence: Evidence) -> str:

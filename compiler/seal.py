@@ -44,7 +44,9 @@ def transaction(target: Path, force: bool) -> Iterator[Path]:
 
 def records(folder: Path) -> list[FileRecord]:
     """Return one record for every file that a manifest lists, sorted by path."""
-    files = sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
+    files = sorted(
+        (file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file()
+    )
     return [
         FileRecord(path=path, size=file.stat().st_size, sha256=digest_file(file))
         for path, file in files
@@ -68,17 +70,19 @@ def _refuse(target: Path, force: bool) -> None:
     if target.exists() and not force:
         raise SpecError(Fault("E_OUTPUT", "exists", str(target), "choose another output, or give --force"))
     if target.exists() and any(target.iterdir()) and not (target / "manifest.json").is_file():
-        message = "holds no manifest.json, so it is not an artefact and is not replaced, not even with --force"
+        message = (
+            "holds no manifest.json, so it is not an artefact and is not replaced, not even with --force"
+        )
         raise SpecError(Fault("E_OUTPUT", message, str(target), "choose another output"))
 
 
 def _replace(folder: Path, target: Path, force: bool) -> None:
     """Rename `folder` to `target`; with `force`, what stood there moves aside first."""
     if not target.exists():
-        os.rename(folder, target)
+        folder.rename(target)
         return
     _refuse(target, force)
     aside = folder.with_name(folder.name + ".old")
-    os.rename(target, aside)
-    os.rename(folder, target)
+    target.rename(aside)
+    folder.rename(target)
     shutil.rmtree(aside)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
 from retouch.compiler.sampling import Sampling, Schedule, check_sampler, constant
 from retouch.specs.errors import InputError, SpecError
 from retouch.specs.sampling import Latent, SamplingTable
@@ -53,7 +54,8 @@ def test_table_draws_what_diffusers_draws(sampler: str, spacing: str, prediction
 
     assert [step.timestep for step in table.steps] == pytest.approx([float(t) for t in scheduler.timesteps])
     # diffusers keeps its tables in float32, ours are float64
-    np.testing.assert_allclose(draw(table, noise.numpy()), x.numpy(), rtol=0, atol=2e-5 * float(x.abs().max()))
+    tolerance = 2e-5 * float(x.abs().max())
+    np.testing.assert_allclose(draw(table, noise.numpy()), x.numpy(), rtol=0, atol=tolerance)
 
 
 def test_document_survives_its_own_text() -> None:

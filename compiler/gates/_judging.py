@@ -47,7 +47,7 @@ def label_of(prompt: str, judge: Judge) -> str:
     wanted = _ARTICLE.sub("", prompt.casefold().strip())
     if wanted in judge.labels:
         return wanted
-    hint = f"this judge knows {len(judge.labels)} labels, such as {', '.join(judge.labels[:4])}; name another judge"
+    hint = f"it knows {len(judge.labels)} labels, such as {', '.join(judge.labels[:4])}; name another judge"
     raise UndecidedError(Fault("E_JUDGE_LABEL", f"the judge knows no `{wanted}`", judge.name, hint))
 
 

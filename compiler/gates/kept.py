@@ -1,5 +1,6 @@
 """What was not erased is still recognized, as often as in the base."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
