@@ -5,7 +5,7 @@
     schema.py       what a spec may hold, apart from the blocks of passes, emitters and gates
     fields.py       types that spec blocks share, such as a file that the spec names
     lock.py         edit.lock: digests of every input
-    presets.py      lists of concepts that `retouch init` offers
+    preset.py       lists of concepts that `retouch init` offers
     describe.py     JSON Schemas of all documents, for editors and other tools
     sampling.py     sampling.json: the table that the runtime samples from
     manifest.py     manifest.json: what was built from what, and the evidence for it
