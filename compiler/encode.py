@@ -90,7 +90,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 def token_count(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> int:
     """Return how many tokens a prompt has before truncation, start and end token included."""
-    return len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
+    return len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
 
 
 def subject_span(tokenizer: "PreTrainedTokenizerBase", prompt: str, concept: str) -> range:
