@@ -17,11 +17,12 @@ import numpy as np
 
 from ..runtime.artefact import open_artefact
 from ..runtime.sampler import Sampler
+from ..runtime.sessions import Placement
 from ..specs.errors import Fault, SpecError
 from ..specs.manifest import Evidence, Manifest
 from . import manifest as manifests
 from .emit import Job
-from .gates import Images, Trial
+from .gates import Draw, Images, Trial
 from .plan import Plan
 from .seal import records
 
@@ -37,7 +38,9 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
     """
     if not (folder / "unet" / "model.onnx").is_file():
         hint = "add `- onnx: {}` under `emit`, or remove the gates"
-        raise SpecError(Fault("E_GATES", "gates draw images, and no emitted target can draw here", "gates", hint))
+        raise SpecError(
+            Fault("E_GATES", "gates draw images, and no emitted target can draw here", "gates", hint)
+        )
     (folder / "evidence").mkdir(exist_ok=True)
     advance = report.task("draw images for the gates", plan.images())
     with drawer(folder) as edited, base_drawer(plan, cache) as base:
@@ -46,30 +49,23 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
 
 
 @contextmanager
-def drawer(folder: Path) -> Iterator[Callable[[Sequence[str], Sequence[int]], Images]]:
-    """Give a function that draws from an artefact: verified once, one single-threaded sampler a core."""
-    artefact = open_artefact(folder)
-    workers = max(1, os.cpu_count() or 1)
-    samplers = [Sampler(artefact, threads=1, batch_size=BATCH) for _ in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:
+def drawer(folder: Path) -> Iterator[Draw]:
+    """Give a function that draws from an artefact, verified once: whole batches, one a core at a time.
+
+    Sessions are single-threaded and batches of one size, so an image does not depend on the machine.
+    """
+    sampler = Sampler.open(open_artefact(folder), Placement(threads=1))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
-            # Whole batches go to the workers in turn, so the result depends on nothing but the order asked.
-            starts = range(0, len(prompts), BATCH)
-            shares = [list(starts[index::workers]) for index in range(workers)]
-
-            def work(sampler: Sampler, share: list[int]) -> list[Images]:
-                return [sampler.draw(prompts[i : i + BATCH], seeds[i : i + BATCH]) for i in share]
-
-            drawn = list(pool.map(work, samplers, shares))
-            ordered = {start: images for share, batch in zip(shares, drawn, strict=True) for start, images in zip(share, batch, strict=True)}
-            return np.concatenate([ordered[start] for start in starts])
+            parts = [slice(start, start + BATCH) for start in range(0, len(prompts), BATCH)]
+            return np.concatenate(list(pool.map(lambda part: sampler.draw(prompts[part], seeds[part]), parts)))
 
         yield draw
 
 
 @contextmanager
-def base_drawer(plan: Plan, cache: Path) -> Iterator[Callable[[Sequence[str], Sequence[int]], Images]]:
+def base_drawer(plan: Plan, cache: Path) -> Iterator[Draw]:
     """Give a function that draws from the source, emitted unedited into a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="retouch-base-") as name:
         folder = Path(name)
