@@ -23,7 +23,7 @@ from retouch.compiler.gates.kept import Kept
 from retouch.compiler.plan import make_plan
 from retouch.compiler.trial import hold_trial
 from retouch.runtime.console import reporter
-from retouch.specs import DEMO_SPEC
+from retouch.specs.fields import DEMO_SPEC
 from retouch.specs.manifest import Evidence
 
 RESULTS = Path(__file__).parent / "results"

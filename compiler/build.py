@@ -127,12 +127,16 @@ def _locked_inputs(plan: Plan, options: Options) -> Lock:
 
 def _inputs(plan: Plan) -> list[tuple[str, str, Path]]:
     """Return every file that the build reads, as (role, name, path)."""
-    files = [("source", f"source/{name}", path) for name, path in source_files(plan.source)]
-    for edit in plan.spec.edits:
-        files += [("adapter", f"{edit.name}/{path.name}", path) for path in input_files(edit)]
+    files = [("source", name, path) for name, path in source_files(plan.source)]
+    files += [("adapter", file.text, file.path) for edit in plan.spec.edits for file in input_files(edit)]
     for gate in plan.spec.gates:
-        files += [("judge", f"judge/{path.name}", path) for path in input_files(gate)]
-    return sorted(dict.fromkeys(files))
+        for file in input_files(gate):
+            # a judge is a graph and, beside it, its labels
+            files += [
+                ("judge", file.text, file.path),
+                ("judge", f"{file.text} (labels)", file.path.with_suffix(".json")),
+            ]
+    return files
 
 
 def _write_spec(plan: Plan, lock: Lock, folder: Path) -> None:

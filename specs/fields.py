@@ -9,6 +9,7 @@ from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
 DEMO = Path(__file__).parent / "demo"
+DEMO_SPEC = Path(__file__).parent / "examples" / "demo.yaml"
 BUILT_IN = "demo:"
 
 
@@ -45,10 +46,10 @@ class InputFile:
         )
 
 
-def input_files(value: Any) -> Iterator[Path]:
+def input_files(value: Any) -> Iterator[InputFile]:
     """Yield every file that a spec block names, at any depth, in the order of the fields."""
     if isinstance(value, InputFile):
-        yield value.path
+        yield value
     elif isinstance(value, list | tuple):
         for item in value:
             yield from input_files(item)

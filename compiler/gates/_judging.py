@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ...runtime.judges import Judge
+from ...runtime.sessions import Placement
 from ...specs.errors import Fault, UndecidedError
 from ...specs.fields import DEMO, InputFile
 
@@ -35,7 +36,7 @@ DEMO_JUDGE = JudgeFile.resolve("demo", Path())
 
 def open_judge(file: JudgeFile) -> Judge:
     """Open a judge, single-threaded so that its verdicts repeat."""
-    return Judge.open(file.path.parent, file.path.stem, threads=1)
+    return Judge.open(file.path.parent, file.path.stem, Placement(threads=1))
 
 
 def label_of(prompt: str, judge: Judge) -> str:

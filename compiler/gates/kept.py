@@ -1,5 +1,6 @@
 """What was not erased is still recognized, as often as in the base."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -76,7 +77,10 @@ class Kept(Gate):
     def _verdict(
         self, judge: Judge, chosen: list[str], wanted: list[str], edited: list[bool], base: list[bool]
     ) -> Evidence:
-        difference, low, high = paired_difference(edited, base)
+        pairs = Counter(zip(edited, base, strict=True))
+        cells = (pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False])
+        low, high = paired_difference(*cells)
+        difference = (sum(edited) - sum(base)) / len(edited)
         lost = {
             label: decimal(
                 sum(b - e for w, e, b in zip(wanted, edited, base, strict=True) if w == label) / self.images

@@ -1,0 +1,60 @@
+"""retouch build: carry out a spec and write the artefact, or nothing."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ...runtime.console import reporter
+from ..build import Options, build
+from ..plan import make_plan
+from .plan import size
+
+
+@click.command("build")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the artefact."
+)
+@click.option("--force", is_flag=True, help="Replace an artefact that stands there.")
+@click.option("--locked", is_flag=True, help="Refuse inputs that differ from the lock beside the spec.")
+@click.option("--keep-failed", is_flag=True, help="Leave an artefact whose evidence failed as OUTPUT.failed.")
+@click.option("--dry-run", is_flag=True, help="Plan only: read headers, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest's summary as JSON.")
+@click.pass_context
+def command(
+    context: click.Context,
+    spec: Path,
+    output: Path,
+    force: bool,
+    locked: bool,
+    keep_failed: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build SPEC into a folder that `retouch verify` and `retouch run` open.
+
+    Exits with 1 when evidence does not meet the spec's thresholds; nothing is then written.
+    """
+    if dry_run:
+        from .plan import command as plan_command
+
+        context.invoke(plan_command, spec=spec, as_json=as_json)
+        return
+    plan = make_plan(spec)
+    with reporter(quiet=as_json) as report:
+        manifest = build(plan, output, Options(force=force, locked=locked, keep_failed=keep_failed), report)
+    written = sum(file.size for file in manifest.files)
+    if as_json:
+        value = {"ok": True, "output": str(output), "digest": manifest.digest, "bytes": written}
+        click.echo(json.dumps({**value, "passed": manifest.passed}))
+        return
+    judged = [
+        *manifest.statements,
+        *manifest.gates,
+        *(e for target in manifest.targets for e in target.evidence),
+    ]
+    limited = [evidence for evidence in judged if evidence.passed is not None]
+    click.echo(f"{output}: {len(manifest.files)} files, {size(written)}")
+    click.echo(f"  evidence  {len(judged)} claims measured, {len(limited)} with a threshold, all passed")
+    click.echo(f"  digest    {manifest.digest}")

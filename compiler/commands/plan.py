@@ -1,0 +1,54 @@
+"""retouch plan: what a build would do and cost, without reading a weight."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..plan import make_plan
+
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+@click.command("plan")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, tensor names included.")
+def command(spec: Path, as_json: bool) -> None:
+    """Show the order of the passes of SPEC, the tensors each one touches, and what build and gates cost."""
+    summary = make_plan(spec).summary()
+    click.echo(json.dumps({"ok": True, "plan": summary}, indent=2) if as_json else _text(summary))
+
+
+def _text(plan: dict[str, Any]) -> str:
+    source, sampling, cost = plan["source"], plan["sampling"], plan["cost"]
+    lines = [
+        f"{plan['name']} {plan['version']}",
+        f"  source    {source['model']}: {source['family']}, {size(source['bytes'])} of weights",
+    ]
+    for step in plan["passes"]:
+        lines.append(f"  {step['stage']:<9} {step['name']}: {step['tensors']} tensors, {size(step['bytes'])}")
+    guided = f"{sampling['guided_steps']} of {sampling['steps']} steps guided"
+    evaluations = f"{sampling['denoiser_evaluations']} denoiser evaluations an image"
+    lines.append(f"  sampling  {sampling['sampler']}, {guided}, {evaluations}")
+    lines += [f"  emit      {emitter['name']}" for emitter in plan["emit"]]
+    lines += [f"  gate      {gate['name']}" for gate in plan["gates"]]
+    lines.append(
+        f"  cost      {size(cost['disk_bytes'])} on disk, largest tensor {size(cost['largest_tensor_bytes'])}"
+    )
+    lines.append(
+        f"            {cost['images']:,} images, {cost['denoiser_evaluations']:,} denoiser evaluations"
+    )
+    return "\n".join(lines)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in the largest decimal unit that leaves a digit before the point.
+
+    >>> size(999), size(1_500), size(3_440_000_000)
+    ('999 bytes', '1.5 kB', '3.4 GB')
+    """
+    unit = 0
+    while count >= 1000 and unit < len(UNITS) - 1:
+        count, unit = count / 1000, unit + 1
+    return f"{count:.0f} {UNITS[0]}" if unit == 0 else f"{count:.1f} {UNITS[unit]}"
