@@ -1,0 +1,193 @@
+"""Draw images: the one loop over the table of sampling.json, whatever the sampler.
+
+Guided steps run the denoiser once on both halves of the batch, unconditional first, and combine
+them in a graph without weights; steps of weight 1 run the conditional half only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..specs.errors import Fault, InputError, SpecError
+from ..specs.sampling import SamplingTable, Step
+from .artefact import Artefact
+from .noise import normal
+from .prompts import PromptEncoder
+from .sessions import Placement, Session, open_session
+
+Floats = NDArray[np.float32]
+BATCH = 8  # images a denoiser call, guided steps twice that
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The loaded parts of an artefact; `open` makes one."""
+
+    table: SamplingTable
+    prompts: PromptEncoder
+    denoiser: Session
+    combine: Session
+    decoder: Session
+
+    def __post_init__(self) -> None:
+        whole = all(step.timestep.is_integer() for step in self.table.steps)
+        if np.issubdtype(self.denoiser.inputs["timestep"].dtype, np.integer) and not whole:
+            message = f"sampler {self.table.sampler} has fractional timesteps, the denoiser takes whole ones"
+            raise InputError(Fault("E_TIMESTEPS", message, "unet/model.onnx"))
+
+    @classmethod
+    def open(cls, artefact: Artefact, placement: Placement | None = None) -> "Sampler":
+        """Load the graphs of an artefact. Raises what `open_session` raises."""
+        denoise_inputs = ["sample", "timestep", "encoder_hidden_states"]
+        combine_inputs = ["unconditional", "conditional", "guidance_weight"]
+        return cls(
+            table=artefact.table,
+            prompts=PromptEncoder.open(artefact, placement),
+            denoiser=open_session(artefact, "unet/model.onnx", denoise_inputs, ["out_sample"], placement),
+            combine=open_session(artefact, "unet/combine.onnx", combine_inputs, ["guided"], placement),
+            decoder=open_session(artefact, "vae_decoder/model.onnx", ["latent_sample"], ["sample"], placement),
+        )
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        negative: str | None = None,
+        guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        noise: Floats | None = None,
+        on_step: Callable[[int], None] | None = None,
+        batch_size: int = BATCH,
+    ) -> NDArray[np.uint8]:
+        """Return images [N, H, W, 3], one a prompt and seed. Arguments and errors as for `latents`."""
+        latents = self.latents(
+            prompts,
+            seeds,
+            negative=negative,
+            guidance_scale=guidance_scale,
+            size=size,
+            noise=noise,
+            on_step=on_step,
+            batch_size=batch_size,
+        )
+        return np.concatenate([self.decode(latents[part]) for part in _batches(len(latents), batch_size)])
+
+    def latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        negative: str | None = None,
+        guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        noise: Floats | None = None,
+        on_step: Callable[[int], None] | None = None,
+        batch_size: int = BATCH,
+    ) -> Floats:
+        """Return final latents [N, C, H, W], one a prompt and seed.
+
+        An image depends on its prompt and seed, not on its neighbors: at most the last bits of a
+        float differ, where onnxruntime multiplies matrices of another batch in another order.
+
+        Args:
+            negative: prompt of the unconditional half, in place of the table's.
+            guidance_scale: one weight for all steps, in place of the table's.
+            size: rows and columns of pixels, in place of the table's.
+            noise: unit noise [N, C, H, W] in place of the seeds' own.
+            on_step: told, after each step of a batch, how many images took it.
+            batch_size: images a call; guided steps run twice as many.
+
+        Raises:
+            SpecError: the artefact's guidance, negative prompt or size is fixed.
+        """
+        if not prompts or len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds, expected one seed a prompt")
+        steps = self._steps(guidance_scale)
+        unconditional = self._unconditional(steps, negative)
+        shape = self._latent_shape(size)
+        finished = []
+        for part in _batches(len(prompts), batch_size):
+            unit = np.stack([normal(seed, shape) for seed in seeds[part]]) if noise is None else noise[part]
+            conditional = self.prompts.encode(prompts[part])
+            finished.append(self._denoise(steps, unit, conditional, unconditional, on_step))
+        return np.concatenate(finished)
+
+    def decode(self, latents: Floats) -> NDArray[np.uint8]:
+        """Return the images [N, H, W, 3] of latents [N, C, h, w]."""
+        latent = self.table.latent
+        sample = self.decoder(latent_sample=latents / latent.scaling_factor + latent.shift_factor)["sample"]
+        unit = np.clip(sample.astype(np.float32) / 2 + 0.5, 0, 1)
+        return np.round(unit * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def _denoise(
+        self,
+        steps: Sequence[Step],
+        unit: Floats,
+        conditional: Floats,
+        unconditional: Floats,
+        on_step: Callable[[int], None] | None,
+    ) -> Floats:
+        sample = self.table.initial_scale * np.asarray(unit, np.float32)
+        x0_before = np.zeros_like(sample)
+        for step in steps:
+            out = self._predict(step, step.input_scale * sample, conditional, unconditional)
+            x0 = step.x0_from_sample * sample + step.x0_from_output * out
+            past = step.next_from_previous_x0 * x0_before
+            sample, x0_before = step.next_from_sample * sample + step.next_from_x0 * x0 + past, x0
+            if on_step:
+                on_step(len(sample))
+        return sample
+
+    def _predict(self, step: Step, sample: Floats, conditional: Floats, unconditional: Floats) -> Floats:
+        if not step.guided:
+            return self._call_denoiser(step, sample, conditional)
+        states = np.concatenate([np.broadcast_to(unconditional, conditional.shape), conditional])
+        out = self._call_denoiser(step, np.concatenate([sample, sample]), states)
+        without, given = np.split(out, 2)
+        weight = np.array([step.guidance_weight])
+        return self.combine(unconditional=without, conditional=given, guidance_weight=weight)["guided"]
+
+    def _call_denoiser(self, step: Step, sample: Floats, states: Floats) -> Floats:
+        # A scalar, or a vector with an entry an image: as the graph declares it.
+        shape = tuple(size or len(sample) for size in self.denoiser.inputs["timestep"].shape)
+        timestep = np.full(shape, step.timestep)
+        return self.denoiser(sample=sample, timestep=timestep, encoder_hidden_states=states)["out_sample"]
+
+    def _steps(self, guidance_scale: float | None) -> list[Step]:
+        if guidance_scale is None:
+            return self.table.steps
+        if self.table.guidance_baked:
+            message = "the artefact's guidance is baked and cannot be exchanged"
+            raise SpecError(Fault("E_GUIDANCE_BAKED", message, "guidance scale", "draw without a guidance scale"))
+        return [step.model_copy(update={"guidance_weight": float(guidance_scale)}) for step in self.table.steps]
+
+    def _unconditional(self, steps: Sequence[Step], negative: str | None) -> Floats:
+        """Return the states [1, S, D] of the unconditional half."""
+        if negative is not None and self.table.negative.baked:
+            message = "the artefact's negative prompt is baked and cannot be exchanged"
+            raise SpecError(Fault("E_NEGATIVE_BAKED", message, "negative prompt", "draw without a negative prompt"))
+        if negative is not None and not any(step.guided for step in steps):
+            message = "no step is guided, so a negative prompt has no effect"
+            raise SpecError(Fault("E_NEGATIVE_UNUSED", message, "negative prompt", "set a guidance scale other than 1"))
+        return self.prompts.encode([self.table.negative.prompt if negative is None else negative])
+
+    def _latent_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        latent = self.table.latent
+        if size is None:
+            return latent.channels, latent.height, latent.width
+        cells = [pixels // latent.downscale for pixels in size]
+        if any(pixels <= 0 or pixels % latent.downscale for pixels in size):
+            message = f"{size[0]} x {size[1]} pixels, expected multiples of {latent.downscale}"
+            raise SpecError(Fault("E_SIZE", message, "size"))
+        fixed = self.denoiser.inputs["sample"].shape[2:]
+        if any(limit not in (None, cell) for limit, cell in zip(fixed, cells, strict=True)):
+            message = f"the denoiser's graph is fixed to {fixed[0]} x {fixed[1]} latent cells"
+            raise SpecError(Fault("E_SIZE", message, "size", "draw without a size"))
+        return latent.channels, cells[0], cells[1]
+
+
+def _batches(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
