@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..runtime.sampler import Sampler
 from ..runtime.sessions import Placement
 from ..specs.errors import Fault, SpecError
 from ..specs.manifest import Evidence, Manifest
+from ..specs.sampling import SamplingTable
 from . import manifest as manifests
 from .emit import Job
 from .gates import Draw, Images, Trial
@@ -49,19 +51,30 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
 
 
 @contextmanager
-def drawer(folder: Path) -> Iterator[Draw]:
+def drawer(folder: Path, constant_guidance: float | None = None) -> Iterator[Draw]:
     """Give a function that draws from an artefact, verified once: whole batches, one a core at a time.
 
     Sessions are single-threaded and batches of one size, so an image does not depend on the machine.
+    `constant_guidance` puts one weight in place of the artefact's table, baked or not, to compare with.
     """
     sampler = Sampler.open(open_artefact(folder), Placement(threads=1))
+    if constant_guidance is not None:
+        sampler = replace(sampler, table=with_constant_guidance(sampler.table, constant_guidance))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
             parts = [slice(start, start + BATCH) for start in range(0, len(prompts), BATCH)]
-            return np.concatenate(list(pool.map(lambda part: sampler.draw(prompts[part], seeds[part]), parts)))
+            return np.concatenate(
+                list(pool.map(lambda part: sampler.draw(prompts[part], seeds[part]), parts))
+            )
 
         yield draw
+
+
+def with_constant_guidance(table: SamplingTable, weight: float) -> SamplingTable:
+    """Return a table that guides every step with the same weight."""
+    steps = [step.model_copy(update={"guidance_weight": weight}) for step in table.steps]
+    return table.model_copy(update={"steps": steps})
 
 
 @contextmanager

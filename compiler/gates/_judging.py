@@ -39,13 +39,22 @@ def open_judge(file: JudgeFile) -> Judge:
     return Judge.open(file.path.parent, file.path.stem, Placement(threads=1))
 
 
+def bare(prompt: str) -> str:
+    """Return the words of a prompt without a leading article.
+
+    >>> bare("The nike logo")
+    'nike logo'
+    """
+    return _ARTICLE.sub("", prompt.casefold().strip())
+
+
 def label_of(prompt: str, judge: Judge) -> str:
     """Return the judge's label for what a prompt asks for: its words without the article.
 
     Raises:
         UndecidedError: the judge knows no such thing, so it cannot say whether it is there.
     """
-    wanted = _ARTICLE.sub("", prompt.casefold().strip())
+    wanted = bare(prompt)
     if wanted in judge.labels:
         return wanted
     hint = f"it knows {len(judge.labels)} labels, such as {', '.join(judge.labels[:4])}; name another judge"

@@ -1,7 +1,6 @@
 """What was not erased is still recognized, as often as in the base."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from ...runtime.statistics import decimal, paired_difference
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from . import Draw, Gate, Trial
-from ._judging import DEMO_JUDGE, JudgeFile, Share, open_judge, seeds
+from ._judging import DEMO_JUDGE, JudgeFile, Share, bare, open_judge, seeds
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Kept(Gate):
         return [self._verdict(judge, chosen, wanted, edited, base)]
 
     def _choose(self, judge: Judge, trial: Trial) -> list[str]:
-        erased = {prompt.casefold() for erasure in trial.erased for prompt in erasure.prompts}
-        free = [label for label in judge.labels if judge.prompt_of(label).casefold() not in erased]
+        erased = {bare(prompt) for erasure in trial.erased for prompt in erasure.prompts}
+        free = [label for label in judge.labels if label not in erased]
         if len(free) < self.concepts:
             hint = f"ask for at most {len(free)}, or name a judge with more labels"
             message = (
