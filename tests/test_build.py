@@ -1,0 +1,161 @@
+"""The whole way on the tiny pipeline: build, verify, draw, refuse, repeat."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from retouch.compiler.build import Options, build
+from retouch.compiler.plan import make_plan
+from retouch.runtime.artefact import verify
+from retouch.specs.errors import GateError, IntegrityError, SpecError
+from tiny import make_tiny
+
+SPEC = """
+schema: 1
+name: tiny
+version: 1.0.0
+source: {model: model}
+edits:
+  - erase_concepts:
+      solver: linear
+      concepts: [{name: a cat, towards: a cloud}]
+      preserve: [a dog, an apple]
+  - bake_guidance: {scale: 4.0, interval: [0.3, 5.0]}
+sampling: {sampler: dpmpp_2m, steps: 4}
+emit:
+  - onnx: {}
+  - diffusers: {}
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spec beside the model that it edits."""
+    folder = tmp_path_factory.mktemp("spec")
+    make_tiny(folder / "model")
+    (folder / "edit.yaml").write_text(SPEC)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artefact(folder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("built") / "artefact"
+    build(make_plan(folder / "edit.yaml"), target, Options(cache=cache))
+    return target
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and "attestations" not in file.parts)
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_manifest_describes_the_build(artefact: Path) -> None:
+    manifest = verify(artefact).manifest
+    assert [record.name for record in manifest.passes] == ["erase_concepts", "bake_guidance"]
+    assert [target.emitter for target in manifest.targets] == ["onnx", "diffusers"]
+    assert manifest.passed
+    claims = {evidence.claim for target in manifest.targets for evidence in target.evidence}
+    assert {"erase.residual", "keep.drift", "parity"} <= claims
+    assert {record.role for record in manifest.inputs} == {"source"}
+    for target in manifest.targets:
+        (unet,) = [component for component in target.components if component.name == "unet"]
+        assert set(unet.changed) == {name.removeprefix("unet.") for name in manifest.passes[0].changed}
+        assert all(not c.changed for c in target.components if c.name != "unet")
+    assert any("no gates" in line for line in manifest.not_claimed)
+
+
+def test_lock_lies_beside_the_spec_and_in_the_artefact(artefact: Path, folder: Path) -> None:
+    assert (folder / "edit.lock").read_bytes() == (artefact / "spec" / "edit.lock").read_bytes()
+
+
+def test_locked_refuses_drift(folder: Path, artefact: Path, cache: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "spec"
+    shutil.copytree(folder, changed)
+    build(make_plan(changed / "edit.yaml"), tmp_path / "same", Options(cache=cache, locked=True))
+    config = changed / "model" / "unet" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(SpecError, match=r"unet/config\.json"):
+        build(make_plan(changed / "edit.yaml"), tmp_path / "drifted", Options(cache=cache, locked=True))
+    assert not (tmp_path / "drifted").exists()
+
+
+def test_failing_evidence_leaves_no_artefact(folder: Path, cache: Path, tmp_path: Path) -> None:
+    (folder / "strict.yaml").write_text(SPEC.replace("preserve:", 'drift_at_most: "0"\n      preserve:'))
+    with pytest.raises(GateError, match=r"drift .* the spec wants at most 0"):
+        build(make_plan(folder / "strict.yaml"), tmp_path / "out", Options(cache=cache))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(GateError):
+        build(make_plan(folder / "strict.yaml"), tmp_path / "out", Options(cache=cache, keep_failed=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+
+def retouch(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "retouch.runtime.cli", *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_same_bytes_from_other_processes(folder: Path, artefact: Path, tmp_path: Path) -> None:
+    """Another hash seed, folder, thread count, file times and a cold cache change nothing."""
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved, copy_function=shutil.copyfile)
+    command = [sys.executable, "-m", "retouch.runtime.cli", "build", "edit.yaml", "-o", "out"]
+    environment = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "TZ": "Asia/Tokyo", "RETOUCH_CACHE": str(tmp_path / "c")}
+    done = subprocess.run(command, cwd=moved, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(moved / "out") == contents(artefact)
+
+
+def test_a_build_killed_at_any_moment_leaves_nothing_under_the_name(folder: Path, cache: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "retouch.runtime.cli", "build", str(folder / "edit.yaml"), "-o", str(tmp_path / "out")]
+    for seconds in (1.0, 3.0, 5.0):
+        with subprocess.Popen(command, env={**os.environ, "RETOUCH_CACHE": str(cache)}, stderr=subprocess.DEVNULL) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+        if (tmp_path / "out").exists():
+            verify(tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
+
+
+def test_one_flipped_bit_exits_with_3_and_names_the_file(artefact: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artefact, copy)
+    for name, content in contents(copy).items():
+        position = len(content) // 2
+        flipped = bytearray(content)
+        flipped[position] ^= 1
+        (copy / name).write_bytes(bytes(flipped))
+        with pytest.raises(IntegrityError) as caught:
+            verify(copy)
+        assert name in str(caught.value), name
+        (copy / name).write_bytes(content)
+    assert verify(copy)
+
+
+def test_commands_speak_json(folder: Path, artefact: Path, tmp_path: Path) -> None:
+    planned = retouch("plan", folder / "edit.yaml", "--json")
+    assert json.loads(planned.stdout)["plan"]["sampling"]["guided_steps"] < 4
+    image = tmp_path / "image.png"
+    drawn = retouch("run", artefact, "-p", "a dog", "--seed", "3", "-o", image, "--json")
+    assert drawn.returncode == 0, drawn.stderr
+    assert image.read_bytes().startswith(b"\x89PNG")
+    missing = retouch("build", folder / "missing.yaml", "-o", tmp_path / "out", "--json")
+    assert missing.returncode == 2
+    assert json.loads(missing.stdout)["ok"] is False
+    assert not (tmp_path / "out").exists()
+
+
+def test_existing_output_is_refused_before_any_work(folder: Path, artefact: Path) -> None:
+    refused = retouch("build", folder / "edit.yaml", "-o", artefact)
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
