@@ -1,11 +1,10 @@
 """retouch build: carry out a spec and write the artefact, or nothing."""
 
-import json
 from pathlib import Path
 
 import click
 
-from ...runtime.console import reporter
+from ...runtime.console import json_option, print_result, reporter
 from ..build import Options, build
 from ..plan import make_plan
 from .plan import size
@@ -20,7 +19,7 @@ from .plan import size
 @click.option("--locked", is_flag=True, help="Refuse inputs that differ from the lock beside the spec.")
 @click.option("--keep-failed", is_flag=True, help="Leave an artefact whose evidence failed as OUTPUT.failed.")
 @click.option("--dry-run", is_flag=True, help="Plan only: read headers, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest's summary as JSON.")
+@json_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -45,16 +44,16 @@ def command(
     with reporter(quiet=as_json) as report:
         manifest = build(plan, output, Options(force=force, locked=locked, keep_failed=keep_failed), report)
     written = sum(file.size for file in manifest.files)
-    if as_json:
-        value = {"ok": True, "output": str(output), "digest": manifest.digest, "bytes": written}
-        click.echo(json.dumps({**value, "passed": manifest.passed}))
-        return
     judged = [
         *manifest.statements,
         *manifest.gates,
         *(e for target in manifest.targets for e in target.evidence),
     ]
     limited = [evidence for evidence in judged if evidence.passed is not None]
-    click.echo(f"{output}: {len(manifest.files)} files, {size(written)}")
-    click.echo(f"  evidence  {len(judged)} claims measured, {len(limited)} with a threshold, all passed")
-    click.echo(f"  digest    {manifest.digest}")
+    lines = [
+        f"{output}: {len(manifest.files)} files, {size(written)}",
+        f"  evidence  {len(judged)} claims measured, {len(limited)} with a threshold, all passed",
+        f"  digest    {manifest.digest}",
+    ]
+    value = {"output": str(output), "digest": manifest.digest, "bytes": written, "passed": manifest.passed}
+    print_result(value, "\n".join(lines), as_json)

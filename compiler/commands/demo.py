@@ -1,12 +1,11 @@
 """retouch demo: the main job on the built-in model, with a sheet to look at."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ...runtime.console import reporter
+from ...runtime.console import json_option, print_result, reporter
 from ...runtime.images import contact_sheet
 from ..build import Options
 from ..demo import SHOWN, Demo, run_demo
@@ -17,7 +16,7 @@ from ..demo import SHOWN, Demo, run_demo
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for artefact and sheet."
 )
 @click.option("--force", is_flag=True, help="Replace an artefact that stands there.")
-@click.option("--json", "as_json", is_flag=True, help="Print what the judge saw as JSON.")
+@json_option
 def command(output: Path, force: bool, as_json: bool) -> None:
     """Merge an adapter, erase three concepts and bake a guidance interval in the built-in model.
 
@@ -28,7 +27,7 @@ def command(output: Path, force: bool, as_json: bool) -> None:
         demo = run_demo(output / "artefact", Options(force=force), report)
     sheet = output / "sheet.png"
     _draw_sheet(demo).save(sheet)
-    click.echo(json.dumps({"ok": True, **_value(demo, output)}, indent=2) if as_json else _text(demo, output))
+    print_result(_value(demo, output), _text(demo, output), as_json)
 
 
 def _draw_sheet(demo: Demo) -> Any:

@@ -7,22 +7,19 @@ from typing import Any
 import click
 from pydantic import TypeAdapter
 
+from ...runtime.console import json_option, print_result
 from ..registry import passes
 
 
 @click.command("passes")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON: a pass with its JSON Schema.")
+@json_option
 def command(name: str | None, as_json: bool) -> None:
     """List the passes, or describe the pass NAME: what it does, from which paper, and its parameters."""
     chosen = [name] if name else passes.names()
     described = [_describe(each, passes.load(each)) for each in chosen]
-    if as_json:
-        click.echo(json.dumps({"ok": True, "passes": described}, indent=2))
-    elif name:
-        click.echo(_page(described[0]))
-    else:
-        click.echo("\n".join(f"{one['name']:<18} {one['stage']:<9} {one['summary']}" for one in described))
+    lines = [f"{one['name']:<18} {one['stage']:<9} {one['summary']}" for one in described]
+    print_result({"passes": described}, _page(described[0]) if name else "\n".join(lines), as_json)
 
 
 def _describe(name: str, cls: type) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """retouch plan: what a build would do and cost, without reading a weight."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ...runtime.console import json_option, print_result
 from ..plan import make_plan
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -13,11 +13,11 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 @click.command("plan")
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, tensor names included.")
+@json_option
 def command(spec: Path, as_json: bool) -> None:
     """Show the order of the passes of SPEC, the tensors each one touches, and what build and gates cost."""
     summary = make_plan(spec).summary()
-    click.echo(json.dumps({"ok": True, "plan": summary}, indent=2) if as_json else _text(summary))
+    print_result({"plan": summary}, _text(summary), as_json)
 
 
 def _text(plan: dict[str, Any]) -> str:
