@@ -43,7 +43,9 @@ def main(spec: Path, images: int, concepts: int, kept_images: int, judge: str) -
     with tempfile.TemporaryDirectory() as folder, reporter() as report:
         artefact = Path(folder) / "artefact"
         build(replace(plan, spec=replace(plan.spec, gates=())), artefact, options, report)
-        measured = hold_trial(replace(plan, spec=replace(plan.spec, gates=gates)), artefact, options.cache, report)
+        measured = hold_trial(
+            replace(plan, spec=replace(plan.spec, gates=gates)), artefact, options.cache, report
+        )
     show(measured)
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps([evidence.model_dump(mode="json") for evidence in measured], indent=2, sort_keys=True)

@@ -110,16 +110,35 @@ def test_same_bytes_from_other_processes(folder: Path, artefact: Path, tmp_path:
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved, copy_function=shutil.copyfile)
     command = [sys.executable, "-m", "retouch.runtime.cli", "build", "edit.yaml", "-o", "out"]
-    environment = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "TZ": "Asia/Tokyo", "RETOUCH_CACHE": str(tmp_path / "c")}
-    done = subprocess.run(command, cwd=moved, env={**os.environ, **environment}, capture_output=True, text=True)
+    environment = {
+        "PYTHONHASHSEED": "7",
+        "OMP_NUM_THREADS": "2",
+        "TZ": "Asia/Tokyo",
+        "RETOUCH_CACHE": str(tmp_path / "c"),
+    }
+    done = subprocess.run(
+        command, cwd=moved, env={**os.environ, **environment}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert contents(moved / "out") == contents(artefact)
 
 
-def test_a_build_killed_at_any_moment_leaves_nothing_under_the_name(folder: Path, cache: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "retouch.runtime.cli", "build", str(folder / "edit.yaml"), "-o", str(tmp_path / "out")]
+def test_a_build_killed_at_any_moment_leaves_nothing_under_the_name(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "retouch.runtime.cli",
+        "build",
+        str(folder / "edit.yaml"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     for seconds in (1.0, 3.0, 5.0):
-        with subprocess.Popen(command, env={**os.environ, "RETOUCH_CACHE": str(cache)}, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, env={**os.environ, "RETOUCH_CACHE": str(cache)}, stderr=subprocess.DEVNULL
+        ) as process:
             time.sleep(seconds)
             process.send_signal(signal.SIGKILL)
         if (tmp_path / "out").exists():
