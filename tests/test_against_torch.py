@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from tiny import make_tiny
+
 from retouch.compiler.build import Options, build
 from retouch.compiler.plan import make_plan
 from retouch.runtime.artefact import open_artefact
 from retouch.runtime.noise import normal
 from retouch.runtime.sampler import Sampler
-from tiny import make_tiny
 
 SPEC = """
 schema: 1

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import make_tiny
+
 from retouch.compiler.build import Options, build
 from retouch.compiler.plan import make_plan
 from retouch.runtime.artefact import verify
 from retouch.specs.errors import GateError, IntegrityError, SpecError
-from tiny import make_tiny
 
 SPEC = """
 schema: 1
