@@ -212,6 +212,11 @@ class _Complaint:
             return self._no_choice(line, key)
         return Finding(line, key, "E_VALUE", self._wrong_value())
 
+    @property
+    def counts(self) -> bool:
+        """Whether the error is a number of items, which leaves out those that have errors of their own."""
+        return self.details["type"] == "too_short"
+
     def _no_choice(self, line: int, key: Key) -> Finding:
         expected = self.details.get("ctx", {})["expected"]
         hint = _nearest(str(self.found), re.findall(r"'([^']*)'", expected))
@@ -221,7 +226,7 @@ class _Complaint:
         if self.details["type"] in ("value_error", "assertion_error"):
             return str(self.details.get("ctx", {}).get("error", self.details["msg"]))
         expected = re.sub(r"^.+? should (be|have|match) ", "expected ", self.details["msg"])
-        return f"found {_show(self.found)}, {expected}"
+        return f"found {_show(self.found)}, {expected.partition(' after validation')[0]}"
 
 
 def _has(value: Any, part: str | int) -> bool:
@@ -238,7 +243,11 @@ def _without_lost_branches(complaints: list[_Complaint]) -> list[_Complaint]:
     deeper = {place[:size] for place in by_place for size in range(len(place))}
     kept: list[_Complaint] = []
     for place, here in by_place.items():
-        kept += [complaint for complaint in here if not complaint.expected]
+        kept += [
+            complaint
+            for complaint in here
+            if not (complaint.expected or (complaint.counts and place in deeper))
+        ]
         types = [complaint for complaint in here if complaint.expected]
         if types and place not in deeper:
             expected = tuple(dict.fromkeys(name for complaint in types for name in complaint.expected))
@@ -253,7 +262,7 @@ def _show(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
-        return "a list"
+        return "a list" if value else "an empty list"
     shown = json.dumps(value, ensure_ascii=False)
     return f"`{shown if len(shown) <= 60 else shown[:57] + '...'}`"
 

@@ -176,7 +176,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             self.get_event()
             self._refuse(line, "E_YAML_ALIAS", f"alias `*{event.anchor}`", "write the value out")
-            return ScalarNode("", "")
+            return ScalarNode("", "", cast(Any, event.start_mark), cast(Any, event.end_mark))
         if event.anchor is not None:
             self._refuse(
                 line, "E_YAML_ANCHOR", f"anchor `&{event.anchor}`", "write the value out where it is used"
@@ -301,7 +301,7 @@ def dump(value: Any) -> str:
 
 def scalar(text: str) -> str:
     """Return one text as a YAML scalar on one line, fit for block and flow collections alike."""
-    style = '"' if len(text.splitlines()) > 1 else None
+    style = '"' if text and text.splitlines() != [text] else None
     flow = yaml.dump(
         [text],
         Dumper=_Dumper,
