@@ -7,6 +7,11 @@ goes on from its checkpoint if it was stopped, and does nothing if it is done.
     sprites      every drawing, rendered once
     clip         tokenizer, text encoder and vision tower
     vae          the autoencoder
+    check-text   whether concepts can be moved apart in the text space; stops the recipe if not
+    classifier   the independent judge
+    encode       latents and text states of the denoiser's training scenes
+    unet         the denoiser
+    lora         an adapter for one style
 """
 
 from __future__ import annotations
@@ -19,9 +24,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import fetch, pixels, sprites, text, tokenizer
+from . import adapter, denoiser, fetch, gate, judge, pixels, sprites, text, tokenizer
 from .scenes import Painter
 from .training import Plan
 from .world import HERE, World, read_world
@@ -59,6 +65,25 @@ class Recipe:
     def tokenizer(self) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(self.work / "tokenizer")
 
+    @cached_property
+    def encoder(self) -> CLIPTextModel:
+        return CLIPTextModel.from_pretrained(self.work / "text_encoder").eval()
+
+    @cached_property
+    def autoencoder(self) -> AutoencoderKL:
+        model = AutoencoderKL.from_pretrained(self.work / "vae")
+        return model.eval().to(memory_format=torch.channels_last)
+
+    @cached_property
+    def pairs(self) -> denoiser.Pairs:
+        def make() -> denoiser.Pairs:
+            count = self.numbers["encode"]["scenes"]
+            return denoiser.encode_scenes(
+                self.painter, self.autoencoder, self.encoder, self.tokenizer, count, self.seed
+            )
+
+        return denoiser.stored_pairs(self.work / "pairs.pt", make)
+
     def fetch(self) -> None:
         fetch.fetch(self.work / "packages")
 
@@ -69,10 +94,36 @@ class Recipe:
     def clip(self) -> None:
         if not (self.work / "tokenizer").exists():
             tokenizer.learn_tokenizer(self.world, self.work / "tokenizer")
-        text.train_clip(self.painter, self.tokenizer, self.plan("clip"), self.work, self.seed, self.stop_at)
+        if not (self.work / "text_encoder").exists():
+            text.train_clip(self.painter, self.tokenizer, self.plan("clip"), self.work, self.seed, self.stop_at)
 
     def vae(self) -> None:
-        pixels.train_vae(self.painter, self.plan("vae"), self.work, self.seed, self.stop_at)
+        if not (self.work / "vae").exists():
+            pixels.train_vae(self.painter, self.plan("vae"), self.work, self.seed, self.stop_at)
+
+    def check_text(self) -> None:
+        verdict = gate.check_text(self.world, self.encoder, self.tokenizer, self.work / "check_text.json")
+        print(verdict)
+        if not verdict.passes and self.scale == "full":
+            raise SystemExit("Concepts lie too close together in this text space: train the text encoder further.")
+
+    def classifier(self) -> None:
+        if not (self.work / "classifier.pt").exists():
+            plan = self.plan("classifier")
+            judge.train_classifier(self.painter, self.autoencoder, plan, self.work, self.seed, self.stop_at)
+
+    def encode(self) -> None:
+        print(f"{len(self.pairs.latents):,} scenes, {len(self.pairs.captions):,} different captions")
+
+    def unet(self) -> None:
+        if not (self.work / "unet").exists():
+            denoiser.train_unet(self.pairs, self.plan("unet"), self.work, self.seed, self.stop_at)
+
+    def lora(self) -> None:
+        if not (self.work / "adapters").exists():
+            unet = UNet2DConditionModel.from_pretrained(self.work / "unet")
+            style = self.world.styles.index(adapter.STYLE)
+            adapter.train_adapter(unet, self.pairs, style, self.plan("lora"), self.work, self.seed, self.stop_at)
 
 
 STAGES: dict[str, Callable[[Recipe], None]] = {
@@ -80,6 +131,11 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "sprites": Recipe.sprites,
     "clip": Recipe.clip,
     "vae": Recipe.vae,
+    "check-text": Recipe.check_text,
+    "classifier": Recipe.classifier,
+    "encode": Recipe.encode,
+    "unet": Recipe.unet,
+    "lora": Recipe.lora,
 }
 
 

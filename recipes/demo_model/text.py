@@ -68,8 +68,7 @@ def train_clip(
         return None
     model.save_pretrained(folder / "clip")
     text = CLIPTextModel(model.config.text_config)
-    wanted = text.state_dict().keys()
-    text.load_state_dict({k: v for k, v in model.state_dict().items() if k in wanted}, strict=True)
+    text.load_state_dict(model.text_model.state_dict())
     text.save_pretrained(folder / "text_encoder")
     return model
 
