@@ -6,8 +6,7 @@ transformers are imported when something is encoded, not before.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ..specs.errors import Fault, InputError
 from .ir import Pipeline
 from .tensors import Tensor, widen
+from .threads import single_threaded
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def _encode(
         list(prompts), padding="max_length", truncation=True, return_tensors="np"
     )
     ids, lengths = tokens["input_ids"].astype(np.int64), tokens["attention_mask"].sum(axis=1).astype(np.int64)
-    with _single_threaded(), torch.inference_mode():
+    with single_threaded(), torch.inference_mode():
         encoder = _text_encoder(json.loads(config), dict(tensors))
         # No attention mask: Stable Diffusion's text states are made without one.
         batches = [
@@ -161,16 +161,3 @@ def _as_torch(tensor: Tensor) -> "torch.Tensor":
         # A mapped file is read-only, and so is what is done with it here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(widen(tensor.read()))
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Sums of several threads depend on how many there are; one thread gives the same bytes anywhere."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
