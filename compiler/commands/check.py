@@ -1,28 +1,23 @@
 """retouch check: is a spec good as it is written? Opens no model."""
 
-import json
 from pathlib import Path
 
 import click
 
+from ...runtime.console import json_option, print_result
 from ...specs.read import SECTIONS, read_spec, spec_value
 from ..plan import REGISTRIES
 
 
 @click.command("check")
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the spec as understood, defaults filled in.")
+@json_option
 def command(spec: Path, as_json: bool) -> None:
     """Check SPEC and say how it was understood, or every fault with its line."""
     value = spec_value(read_spec(spec, REGISTRIES))
-    if as_json:
-        click.echo(json.dumps({"ok": True, "spec": value}, ensure_ascii=False))
-        return
-    click.echo(f"{spec}: good")
-    for section in SECTIONS:
-        for entry in value[section]:
-            for name, block in entry.items():
-                click.echo(f"  {section}: {name}{_summary(block)}")
+    entries = [(section, *item) for section in SECTIONS for entry in value[section] for item in entry.items()]
+    lines = [f"  {section}: {name}{_summary(block)}" for section, name, block in entries]
+    print_result({"spec": value}, "\n".join([f"{spec}: good", *lines]), as_json)
 
 
 def _summary(block: dict[str, object]) -> str:

@@ -1,6 +1,5 @@
 """retouch init: from a few plain questions, or flags, to a commented spec that `check` accepts."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from textwrap import wrap
 
 import click
 
+from ...runtime.console import json_option, print_result
 from ...specs.errors import Fault, SpecError
 from ...specs.preset import Concept, preset_names, read_preset
 from ...specs.read import parse_spec
@@ -59,7 +59,7 @@ class Answers:
 @click.option("--emit", multiple=True, help="An emitter, such as `onnx`; may be repeated.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--yes", is_flag=True, help="Ask nothing: take the default of every question.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@json_option
 def command(
     file: Path,
     name: str | None,
@@ -77,7 +77,7 @@ def command(
 
     Asks for what the flags leave open where there is a terminal to ask.
     """
-    asking = sys.stdin.isatty() and not yes
+    asking = _has_terminal() and not yes
     _refuse_to_replace(file, force)
     name = name or _ask("What is the artefact called?", "my-model", asking)
     model = model or _ask("Which model: `demo`, or a folder in diffusers layout?", "demo", asking)
@@ -89,8 +89,7 @@ def command(
     text = spec_text(Answers(name, model, erasures, _preserved(presets, preserve), emit), file.name)
     parse_spec(text.encode(), file, REGISTRIES)
     _write(file, text, force)
-    done = {"ok": True, "file": str(file)}
-    click.echo(json.dumps(done) if as_json else f"{file}: written. Next: retouch plan {file}")
+    print_result({"file": str(file)}, f"{file}: written. Next: retouch plan {file}", as_json)
 
 
 def spec_text(answers: Answers, file: str) -> str:
@@ -151,6 +150,10 @@ def _edit_lines(answers: Answers) -> Iterator[str]:
 def _concept(concept: Concept) -> str:
     synonyms = f", synonyms: [{', '.join(map(scalar, concept.synonyms))}]" if concept.synonyms else ""
     return f"{{name: {scalar(concept.name)}, towards: {scalar(concept.towards)}{synonyms}}}"
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _ask(question: str, default: str, asking: bool) -> str:

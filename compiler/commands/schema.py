@@ -32,7 +32,3 @@ def command(name: str, into: Path | None) -> None:
 def text_of(name: str) -> str:
     """Return the text of NAME.schema.json."""
     return schema_text(edit_schema(REGISTRIES) if name == "edit" else document_schema(name))
-
-
-if __name__ == "__main__":
-    command()
