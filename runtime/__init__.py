@@ -1,12 +1,12 @@
 """retouch.runtime: open an artefact, verify it, draw with it. Imports no torch and no compiler.
 
-    artefact.py   open a folder through its manifest; every byte is hashed before it is used
-    prompts.py    text -> token ids -> text states
-    noise.py      our own counter-based noise: one stream an image
-    sampler.py    the denoising loop over the table of sampling.json
-    images.py     PNG with provenance metadata, contact sheets
-    judges.py     ONNX classifiers that say what an image shows
-    sessions.py   onnxruntime sessions and their threads
-    commands/     the verbs that need nothing else: run, verify
-    cli.py        the one console script; verbs load lazily
+artefact.py   open a folder through its manifest; every byte is hashed before it is used
+prompts.py    text -> token ids -> text states
+noise.py      our own counter-based noise: one stream an image
+sampler.py    the denoising loop over the table of sampling.json
+images.py     PNG with provenance metadata, contact sheets
+judges.py     ONNX classifiers that say what an image shows
+sessions.py   onnxruntime sessions and their threads
+commands/     the verbs that need nothing else: run, verify
+cli.py        the one console script; verbs load lazily
 """

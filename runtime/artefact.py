@@ -7,6 +7,7 @@ Without a signature this proves that the folder is whole, not who made it: `inta
 """
 
 import hashlib
+import io
 import json
 import os
 import stat
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -99,7 +100,7 @@ class Artefact:
         return content
 
     def check_unchanged(self, folder: str) -> None:
-        """Raise IntegrityError when a listed file directly in `folder` is no longer the one that was hashed."""
+        """Raise IntegrityError when a listed file directly in `folder` is not the one that was hashed."""
         inside = [path for path in sorted(self._records) if str(PurePosixPath(path).parent) == folder]
         raise_all(IntegrityError, (_changed_since(path) for path in inside if not self._is_same(path)))
 
@@ -170,7 +171,9 @@ def _strange(path: str, entry: os.DirEntry[str]) -> Fault | None:
     if not stat.S_ISREG(status.st_mode):
         return Fault("E_SPECIAL_FILE", "neither a file nor a folder", path)
     if status.st_nlink > 1:
-        return Fault("E_HARD_LINK", "has more than one name (hard link)", path, "copy the folder without links")
+        return Fault(
+            "E_HARD_LINK", "has more than one name (hard link)", path, "copy the folder without links"
+        )
     return None
 
 
@@ -189,7 +192,9 @@ def _collisions(paths: list[str]) -> list[Fault]:
 def _read_manifest(folder: Path, present: list[str], faults: list[Fault]) -> Manifest:
     """Return the manifest, or raise its fault together with those found before."""
     if MANIFEST not in present:
-        missing = Fault("E_MISSING", "missing", MANIFEST, "is this folder an artefact that `retouch build` wrote?")
+        missing = Fault(
+            "E_MISSING", "missing", MANIFEST, "is this folder an artefact that `retouch build` wrote?"
+        )
         raise IntegrityError(*faults, missing)
     try:
         value = _intact_value(_read_document(folder, MANIFEST))
@@ -265,7 +270,9 @@ def _refuse_unknown(path: str, value: Any, schema: int) -> None:
     found = value.get("schema") if isinstance(value, dict) else None
     if isinstance(found, int) and found != schema:
         message = f"schema {found}, this retouch reads {schema}"
-        raise UndecidedError(Fault("E_SCHEMA_VERSION", message, path, "use the retouch that built it, or a newer one"))
+        raise UndecidedError(
+            Fault("E_SCHEMA_VERSION", message, path, "use the retouch that built it, or a newer one")
+        )
 
 
 def _read_document(folder: Path, path: str) -> bytes:
@@ -279,9 +286,11 @@ def _read_document(folder: Path, path: str) -> bytes:
     return text
 
 
-def _open_regular(folder: Path, path: str) -> BinaryIO:
+def _open_regular(folder: Path, path: str) -> io.BufferedReader:
     """Open a file that is regular and has one name; a link raises OSError."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     stream = os.fdopen(os.open(folder / path, flags), "rb")
     status = os.fstat(stream.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:

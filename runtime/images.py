@@ -1,12 +1,14 @@
 """PNG files that say where they come from, and contact sheets to look at.
 
 Each image carries its provenance twice: as XMP, where other tools look for IPTC's digital source
-type, and as canonical JSON under the keyword `retouch`. Both are metadata that anyone can strip or
+type, and as JSON under the keyword `retouch`. Both are metadata that anyone can strip or
 write, which is why they say `not signed`.
 """
 
 import io
-from collections.abc import Sequence
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -17,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ..specs.canonical import canonical
-from .text import one_line
+from .console import one_line
 
 Pixels = NDArray[np.uint8]
 
@@ -67,7 +68,7 @@ def encode_png(image: Pixels, provenance: Provenance) -> bytes:
     """Return an image [H, W, 3] as PNG; the same image and provenance give the same bytes."""
     info = PngInfo()
     info.add_itxt("XML:com.adobe.xmp", _xmp(provenance))
-    info.add_itxt("retouch", canonical(asdict(provenance)).decode())
+    info.add_itxt("retouch", json.dumps(asdict(provenance), sort_keys=True))
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG", pnginfo=info)
     return stream.getvalue()
@@ -79,29 +80,28 @@ def write_png(file: Path, image: Pixels, provenance: Provenance) -> None:
 
 
 def contact_sheet(
-    images: Sequence[Sequence[Pixels]],
-    rows: Sequence[str],
+    rows: Mapping[str, Sequence[Pixels]],
     columns: Sequence[str],
-    captions: Sequence[Sequence[str]] | None = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
     title: str = "",
     note: str = "",
 ) -> Image.Image:
-    """Return a grid of images [H, W, 3] of one size, labeled by row and column.
+    """Return a grid of images [H, W, 3] of one size; `rows` maps each row's label to its images.
 
-    `captions` has one text an image, `note` stands below all of it. Small images are enlarged by
-    a whole factor with nearest neighbors, so that every pixel stays as it was drawn.
+    `captions` has, under the same labels, one text an image; `note` stands below all of it. Small
+    images are enlarged by a whole factor with nearest neighbors: every pixel stays as it was drawn.
     """
-    height, width = images[0][0].shape[:2]
+    height, width = next(iter(rows.values()))[0].shape[:2]
     factor = max(1, ceil(SMALLEST_CELL / max(height, width)))
     sheet = _Sheet(width * factor, height * factor, len(rows), len(columns), bool(captions), title, note)
     for column, text in enumerate(columns):
         sheet.write_header(column, text)
-    for row, text in enumerate(rows):
-        sheet.write_label(row, text)
-        for column, pixels in enumerate(images[row]):
+    for row, (label, images) in enumerate(rows.items()):
+        sheet.write_label(row, label)
+        for column, pixels in enumerate(images):
             sheet.paste(row, column, pixels, factor)
-            if captions:
-                sheet.write_caption(row, column, captions[row][column])
+        for column, text in enumerate((captions or {}).get(label, ())):
+            sheet.write_caption(row, column, text)
     return sheet.canvas
 
 
@@ -135,7 +135,9 @@ class _Sheet:
         self._write(lines, self._left(column), start, HEADER_SIZE, INK)
 
     def write_label(self, row: int, text: str) -> None:
-        lines = _wrap(text, _font(LABEL_SIZE), ROW_LABEL - 2 * GAP, max(1, self.height // _lines_height(1, LABEL_SIZE)))
+        lines = _wrap(
+            text, _font(LABEL_SIZE), ROW_LABEL - 2 * GAP, max(1, self.height // _lines_height(1, LABEL_SIZE))
+        )
         start = self._top(row) + (self.height - _lines_height(len(lines), LABEL_SIZE)) // 2
         self._write(lines, MARGIN, start, LABEL_SIZE, INK)
 
@@ -171,7 +173,7 @@ def _lines_height(lines: int, size: int) -> int:
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:
     """Break a text into at most so many lines; what does not fit ends in an ellipsis."""
     lines: list[str] = []
-    for word in one_line(text).split():
+    for word in _drawable(text).split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
@@ -179,6 +181,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     if len(lines) > most:
         lines = [*lines[: most - 1], lines[most - 1] + " …"]
     return [_shorten(line, font, width) for line in lines]
+
+
+def _drawable(text: str) -> str:
+    """Return a text in the letters of Pillow's built-in font: accents go, their letters stay."""
+    apart = unicodedata.normalize("NFKD", one_line(text))
+    return "".join(character for character in apart if not unicodedata.combining(character))
 
 
 def _shorten(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -94,13 +94,15 @@ class PromptEncoder:
         return np.stack([self._states(prompt) for prompt in prompts])
 
     def _states(self, prompt: str) -> NDArray[np.float32]:
-        if prompt not in self._known:
-            if len(self._known) >= KEPT:
-                self._known.clear()
-            ids = np.array([self.tokenizer.tokens(prompt).ids])
-            states = self._encoder(input_ids=ids)["last_hidden_state"][0]
-            self._known[prompt] = states.astype(np.float32)
-        return self._known[prompt]
+        known = self._known.get(prompt)
+        if known is not None:
+            return known
+        if len(self._known) >= KEPT:
+            self._known = {}
+        ids = np.array([self.tokenizer.tokens(prompt).ids])
+        states = self._encoder(input_ids=ids)["last_hidden_state"][0].astype(np.float32)
+        self._known[prompt] = states
+        return states
 
 
 def _length(config: dict[str, Any]) -> int:

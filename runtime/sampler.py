@@ -47,7 +47,9 @@ class Sampler:
             prompts=PromptEncoder.open(artefact, placement),
             denoiser=open_session(artefact, "unet/model.onnx", denoise_inputs, ["out_sample"], placement),
             combine=open_session(artefact, "unet/combine.onnx", combine_inputs, ["guided"], placement),
-            decoder=open_session(artefact, "vae_decoder/model.onnx", ["latent_sample"], ["sample"], placement),
+            decoder=open_session(
+                artefact, "vae_decoder/model.onnx", ["latent_sample"], ["sample"], placement
+            ),
         )
 
     def draw(
@@ -161,17 +163,25 @@ class Sampler:
             return self.table.steps
         if self.table.guidance_baked:
             message = "the artefact's guidance is baked and cannot be exchanged"
-            raise SpecError(Fault("E_GUIDANCE_BAKED", message, "guidance scale", "draw without a guidance scale"))
-        return [step.model_copy(update={"guidance_weight": float(guidance_scale)}) for step in self.table.steps]
+            raise SpecError(
+                Fault("E_GUIDANCE_BAKED", message, "guidance scale", "draw without a guidance scale")
+            )
+        return [
+            step.model_copy(update={"guidance_weight": float(guidance_scale)}) for step in self.table.steps
+        ]
 
     def _unconditional(self, steps: Sequence[Step], negative: str | None) -> Floats:
         """Return the states [1, S, D] of the unconditional half."""
         if negative is not None and self.table.negative.baked:
             message = "the artefact's negative prompt is baked and cannot be exchanged"
-            raise SpecError(Fault("E_NEGATIVE_BAKED", message, "negative prompt", "draw without a negative prompt"))
+            raise SpecError(
+                Fault("E_NEGATIVE_BAKED", message, "negative prompt", "draw without a negative prompt")
+            )
         if negative is not None and not any(step.guided for step in steps):
             message = "no step is guided, so a negative prompt has no effect"
-            raise SpecError(Fault("E_NEGATIVE_UNUSED", message, "negative prompt", "set a guidance scale other than 1"))
+            raise SpecError(
+                Fault("E_NEGATIVE_UNUSED", message, "negative prompt", "set a guidance scale other than 1")
+            )
         return self.prompts.encode([self.table.negative.prompt if negative is None else negative])
 
     def _latent_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import onnxruntime.capi.onnxruntime_pybind11_state as errors
 from numpy.typing import NDArray
 
 from ..specs.errors import Fault, InputError, UndecidedError
@@ -23,15 +24,14 @@ DEVICES: Mapping[str, tuple[str, str]] = {
 }
 LOG_ERRORS = 3
 # onnxruntime's exceptions share no base class but Exception; these are what loading a graph raises.
-_errors = onnxruntime.capi.onnxruntime_pybind11_state
 LOAD_ERRORS: tuple[type[Exception], ...] = (
-    _errors.Fail,
-    _errors.InvalidArgument,
-    _errors.InvalidGraph,
-    _errors.InvalidProtobuf,
-    _errors.NoSuchFile,
-    _errors.NotImplemented,
-    _errors.RuntimeException,
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NoSuchFile,
+    errors.NotImplemented,
+    errors.RuntimeException,
 )
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 TYPES: Mapping[str, type[np.generic]] = {
@@ -70,7 +70,8 @@ class Session:
     def __call__(self, **arrays: NDArray[np.generic]) -> dict[str, NDArray[Any]]:
         """Run the graph; each array is cast to the type of its input."""
         feeds = {name: np.asarray(array, self.inputs[name].dtype) for name, array in arrays.items()}
-        return dict(zip(self.outputs, self._session.run(None, feeds), strict=True))
+        results: Any = self._session.run(None, feeds)
+        return dict(zip(self.outputs, results, strict=True))
 
 
 def open_session(
@@ -123,7 +124,9 @@ def providers(device: str) -> list[str]:
         UndecidedError: the device is unknown or not available here.
     """
     if device not in DEVICES:
-        raise UndecidedError(Fault("E_DEVICE", f"no device `{device}`", hint=f"there are: {', '.join(sorted(DEVICES))}"))
+        raise UndecidedError(
+            Fault("E_DEVICE", f"no device `{device}`", hint=f"there are: {', '.join(sorted(DEVICES))}")
+        )
     provider, extra = DEVICES[device]
     if provider not in onnxruntime.get_available_providers():
         raise UndecidedError(Fault("E_DEVICE", f"onnxruntime has no {provider} here", hint=_way_out(extra)))
@@ -141,7 +144,9 @@ def _way_out(extra: str) -> str:
             "`onnxruntime` and `onnxruntime-gpu` are both installed and overwrite each other: "
             "`pip uninstall onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"
         )
-    return f"`pip uninstall onnxruntime`, then `pip install 'retouch[{extra}]'`, on a machine with such a device"
+    return (
+        f"`pip uninstall onnxruntime`, then `pip install 'retouch[{extra}]'`, on a machine with such a device"
+    )
 
 
 def _is_installed(distribution: str) -> bool:

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from retouch.specs.canonical import canonical, digest_file, merkle_root
-from retouch.specs.manifest import Evidence, FileRecord, Manifest
-from retouch.specs.sampling import Latent, Negative, SamplingTable, Step
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from retouch.specs.canonical import canonical, digest_file, merkle_root
+from retouch.specs.manifest import Evidence, FileRecord, Manifest
+from retouch.specs.sampling import Latent, Negative, SamplingTable, Step
+
+NO_NEGATIVE = Negative()
 LENGTH, WIDTH, CHANNELS, CELLS, DOWNSCALE = 12, 6, 4, 4, 2
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -35,7 +37,7 @@ class Recipe:
 
     steps: tuple[Step, ...] = ()
     initial_scale: float = 1.0
-    negative: Negative = Negative()
+    negative: Negative = NO_NEGATIVE
     guidance_baked: bool = False
     timestep_type: int = INT64
     statements: tuple[Evidence, ...] = ()
@@ -120,7 +122,9 @@ def write_tokenizer(folder: Path, pad: str = END) -> None:
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = BpeTrainer(
         vocab_size=560,
@@ -130,10 +134,10 @@ def write_tokenizer(folder: Path, pad: str = END) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS + letters, trainer)
-    ends = [(token, tokenizer.token_to_id(token)) for token in (END, START)]
-    tokenizer.post_processor = processors.RobertaProcessing(*ends, False, False)
-    folder.mkdir(parents=True)
     model = json.loads(tokenizer.to_str())["model"]
+    end, start = ((token, model["vocab"][token]) for token in (END, START))
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, False, False)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runtime_artefact import make_artefact, seal
+
 from retouch.runtime.artefact import Artefact, open_artefact, verify
 from retouch.runtime.sessions import open_session
 from retouch.specs.canonical import canonical, digest_of
 from retouch.specs.errors import InputError, IntegrityError, UndecidedError
-from runtime_artefact import make_artefact, seal
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,11 @@ def reseal(folder: Path, change: Callable[[dict], None]) -> None:
 def test_a_whole_artefact_is_intact(original: Path) -> None:
     verified = verify(original)
     assert verified.statement == "intact, not signed"
-    assert verified.size == sum(f.stat().st_size for f in original.rglob("*") if f.is_file()) - (
-        original / "manifest.json"
-    ).stat().st_size
+    assert (
+        verified.size
+        == sum(f.stat().st_size for f in original.rglob("*") if f.is_file())
+        - (original / "manifest.json").stat().st_size
+    )
     assert verified.table is not None
 
 
@@ -184,7 +187,7 @@ def test_an_intact_manifest_of_the_wrong_shape_is_a_fault(folder: Path) -> None:
 def test_a_sealed_but_unreadable_table_is_told(folder: Path, text: str, error: type[Exception]) -> None:
     (folder / "sampling.json").write_text(text)
     seal(folder)
-    with pytest.raises(error, match="sampling.json"):
+    with pytest.raises(error, match=r"sampling\.json"):
         verify(folder)
 
 
@@ -193,7 +196,7 @@ def test_an_artefact_without_a_runnable_target_verifies_and_does_not_run(folder:
     seal(folder)
     artefact = open_artefact(folder)
     assert artefact.verified.table is None
-    with pytest.raises(InputError, match="sampling.json: the artefact has no such file"):
+    with pytest.raises(InputError, match=r"sampling\.json: the artefact has no such file"):
         _ = artefact.table
 
 

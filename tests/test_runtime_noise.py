@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from retouch.runtime.noise import normal, philox
 
 ONES = 0xFFFFFFFF
@@ -26,11 +27,16 @@ def test_philox_gives_the_published_answers(counter: list[int], key: tuple[int, 
 
 
 def test_first_numbers_are_box_muller_of_the_published_words() -> None:
-    a, b, c, d = (int(word, 16) for word in "6627e8d5 e169c58d bc57ac4c 9b00dbd8".split())
+    a, b, c, d = (int(word, 16) for word in ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"])
     turn = 2 * np.pi / 2**32
     first, second = np.sqrt(-2 * np.log((a + 1) / 2**32)), np.sqrt(-2 * np.log((c + 1) / 2**32))
-    expected = [first * np.cos(b * turn), first * np.sin(b * turn), second * np.cos(d * turn), second * np.sin(d * turn)]
-    np.testing.assert_array_equal(normal(0, [4]), np.float32(expected))
+    expected = [
+        first * np.cos(b * turn),
+        first * np.sin(b * turn),
+        second * np.cos(d * turn),
+        second * np.sin(d * turn),
+    ]
+    np.testing.assert_array_equal(normal(0, [4]), np.array(expected, np.float32))
 
 
 def test_a_shape_is_only_an_arrangement() -> None:

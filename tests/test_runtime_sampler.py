@@ -6,13 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto
-from retouch.runtime.artefact import open_artefact
-from retouch.runtime.noise import normal
-from retouch.runtime.sampler import Sampler
-from retouch.runtime.sessions import Placement
-from retouch.specs.errors import InputError, SpecError
-from retouch.specs.sampling import Negative
-
 from runtime_artefact import (
     CELLS,
     CHANNELS,
@@ -23,6 +16,13 @@ from runtime_artefact import (
     make_artefact,
     some_steps,
 )
+
+from retouch.runtime.artefact import open_artefact
+from retouch.runtime.noise import normal
+from retouch.runtime.sampler import Sampler
+from retouch.runtime.sessions import Placement
+from retouch.specs.errors import InputError, SpecError
+from retouch.specs.sampling import Negative
 
 SHAPE = (CHANNELS, CELLS, CELLS)
 PROMPTS = ["a cat", "the logo", "an apple on a cloud", "", "a shoe"]
@@ -66,7 +66,9 @@ def reference(sampler: Sampler, prompt: str, negative: str, unit: np.ndarray) ->
 def test_latents_equal_the_formulas_in_float64(open_sampler, initial_scale: float) -> None:
     sampler = open_sampler(Recipe(steps=some_steps(), initial_scale=initial_scale))
     latents = sampler.latents(PROMPTS, SEEDS, negative="a cloud", batch_size=2)
-    expected = [reference(sampler, p, "a cloud", normal(s, SHAPE)) for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    expected = [
+        reference(sampler, p, "a cloud", normal(s, SHAPE)) for p, s in zip(PROMPTS, SEEDS, strict=True)
+    ]
     np.testing.assert_allclose(latents, expected, rtol=2e-6, atol=2e-6)
 
 
@@ -128,7 +130,9 @@ def test_one_scale_takes_the_place_of_the_weights(open_sampler) -> None:
     np.testing.assert_array_equal(
         sampler.latents(["a cat"], [1]), sampler.latents(["a cat"], [1], guidance_scale=2.5)
     )
-    assert not np.array_equal(sampler.latents(["a cat"], [1]), sampler.latents(["a cat"], [1], guidance_scale=4.0))
+    assert not np.array_equal(
+        sampler.latents(["a cat"], [1]), sampler.latents(["a cat"], [1], guidance_scale=4.0)
+    )
 
 
 def test_progress_counts_every_step_of_every_image(sampler: Sampler) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+
 from retouch.runtime.statistics import (
     decimal,
     mean_pairwise_distance,
@@ -22,7 +23,12 @@ from retouch.specs.manifest import Decimal
 @pytest.mark.parametrize(
     ("successes", "count", "expected"),
     # Source: Newcombe 1998 (two-sided intervals for the single proportion), table I, method 3.
-    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))],
+    [
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
 )
 def test_wilson_gives_the_published_limits(successes: int, count: int, expected: tuple[float, float]) -> None:
     assert wilson(successes, count) == pytest.approx(expected, abs=5e-5)
