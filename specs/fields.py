@@ -37,7 +37,11 @@ class InputFile:
 
         def validate(text: str, info: ValidationInfo) -> "InputFile":
             context: Mapping[str, Any] = info.context or {}
-            return cls.resolve(text, Path(context.get("folder", ".")))
+            try:
+                return cls.resolve(text, Path(context.get("folder", ".")))
+            except RuntimeError as error:
+                # Before Python 3.13, links that go round in a circle.
+                raise ValueError(f"`{text}` leads nowhere: {error}") from error
 
         return core_schema.with_info_after_validator_function(
             validate,

@@ -219,7 +219,8 @@ class _Complaint:
 
     def _no_choice(self, line: int, key: Key) -> Finding:
         expected = self.details.get("ctx", {})["expected"]
-        hint = _nearest(str(self.found), re.findall(r"'([^']*)'", expected))
+        near = get_close_matches(str(self.found), re.findall(r"'([^']*)'", expected), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else ""
         return Finding(line, key, "E_VALUE", f"found {_show(self.found)}, expected {expected}", hint)
 
     def _wrong_value(self) -> str:

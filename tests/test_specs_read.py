@@ -61,6 +61,11 @@ BAD = [
     ("schema: 1", "schema: one", '1: schema: found `"one"`, expected 1'),
     ("schema: 1\n", "", "1: `schema` is missing"),
     (
+        "strength: 1",
+        "finish: wet",
+        "6: edits.0.paint.finish: found `\"wet\"`, expected 'matte' or 'gloss'",
+    ),
+    (
         "name: icons-eu",
         "name: a/b",
         "2: name: found `\"a/b\"`, expected pattern '^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$'",
@@ -217,6 +222,16 @@ def test_a_file(tmp_path: Path) -> None:
     assert read_spec(file, REGISTRIES).edits[0].file.path == tmp_path / "a.bin"
     with pytest.raises(SpecError, match="cannot be read"):
         read_spec(tmp_path / "absent.yaml", REGISTRIES)
+
+
+def test_links_in_a_circle_are_no_bug_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").symlink_to(tmp_path / "a.bin")
+    file = tmp_path / "edit.yaml"
+    file.write_text(GOOD)
+    try:
+        assert read_spec(file, REGISTRIES).edits[0].file.text == "a.bin"
+    except SpecError as error:
+        assert "edits.0.paint.file: `a.bin` leads nowhere" in str(error)
 
 
 def test_the_canonical_text_has_every_default() -> None:
