@@ -6,10 +6,11 @@ goes on from its checkpoint if it was stopped, and does nothing if it is done.
     fetch        npm packages, their digests checked
     sprites      every drawing, rendered once
     clip         tokenizer, text encoder and vision tower
+    untangle     trains the towers on until concepts can be moved apart
     vae          the autoencoder
     check-text   whether concepts can be moved apart in the text space; stops the recipe if not
     classifier   the independent judge
-    encode       latents and text states of the denoiser's training scenes
+    encode       latents of the denoiser's training scenes
     unet         the denoiser
     lora         an adapter for one style
 """
@@ -25,9 +26,9 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from . import adapter, denoiser, fetch, gate, judge, pixels, sprites, text, tokenizer
+from . import adapter, denoiser, fetch, gate, judge, pixels, sprites, text, tokenizer, untangle
 from .scenes import Painter
 from .training import Plan
 from .world import HERE, World, read_world
@@ -75,14 +76,15 @@ class Recipe:
         return model.eval().to(memory_format=torch.channels_last)
 
     @cached_property
-    def pairs(self) -> denoiser.Pairs:
-        def make() -> denoiser.Pairs:
-            count = self.numbers["encode"]["scenes"]
-            return denoiser.encode_scenes(
-                self.painter, self.autoencoder, self.encoder, self.tokenizer, count, self.seed
-            )
+    def latents(self) -> denoiser.Latents:
+        count = self.numbers["encode"]["scenes"]
+        make = lambda: denoiser.encode_scenes(self.painter, self.autoencoder, count, self.seed)  # noqa: E731
+        return denoiser.stored(self.work / "latents.pt", make)
 
-        return denoiser.stored_pairs(self.work / "pairs.pt", make)
+    @cached_property
+    def pairs(self) -> denoiser.Pairs:
+        make = lambda: denoiser.with_states(self.latents, self.encoder, self.tokenizer)  # noqa: E731
+        return denoiser.stored(self.work / "pairs.pt", make)
 
     def fetch(self) -> None:
         fetch.fetch(self.work / "packages")
@@ -94,8 +96,14 @@ class Recipe:
     def clip(self) -> None:
         if not (self.work / "tokenizer").exists():
             tokenizer.learn_tokenizer(self.world, self.work / "tokenizer")
-        if not (self.work / "text_encoder").exists():
+        if not (self.work / "clip_contrastive").exists():
             text.train_clip(self.painter, self.tokenizer, self.plan("clip"), self.work, self.seed, self.stop_at)
+
+    def untangle(self) -> None:
+        if not (self.work / "text_encoder").exists():
+            model = CLIPModel.from_pretrained(self.work / "clip_contrastive")
+            plan = self.plan("untangle")
+            untangle.untangle(model, self.painter, self.tokenizer, plan, self.work, self.seed, self.stop_at)
 
     def vae(self) -> None:
         if not (self.work / "vae").exists():
@@ -113,7 +121,7 @@ class Recipe:
             judge.train_classifier(self.painter, self.autoencoder, plan, self.work, self.seed, self.stop_at)
 
     def encode(self) -> None:
-        print(f"{len(self.pairs.latents):,} scenes, {len(self.pairs.captions):,} different captions")
+        print(f"{len(self.latents.captions):,} scenes, {len(set(self.latents.captions)):,} different captions")
 
     def unet(self) -> None:
         if not (self.work / "unet").exists():
@@ -130,6 +138,7 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "fetch": Recipe.fetch,
     "sprites": Recipe.sprites,
     "clip": Recipe.clip,
+    "untangle": Recipe.untangle,
     "vae": Recipe.vae,
     "check-text": Recipe.check_text,
     "classifier": Recipe.classifier,

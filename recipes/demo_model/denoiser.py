@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from .scenes import Painter, Range
 from .tokenizer import token_ids
 from .training import Dice, Plan, train
 
+T = TypeVar("T")
 RANGE = Range(scale=(0.78, 1.0), shift=0.10, unnamed_colors=0.0)  # mild, so that two cores can learn it
 CHANNELS = (64, 128, 128)
 UNCONDITIONAL = 0.1  # share of captions left empty, for classifier-free guidance
@@ -52,14 +54,23 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @dataclass
+class Latents:
+    """Encoded scenes with their captions."""
+
+    latents: Tensor  # [N, 4, 16, 16], of unit variance
+    captions: list[str]  # [N]
+    style: Tensor  # [N], which style is drawn; -1 for marks
+
+
+@dataclass
 class Pairs:
     """Latents of scenes, and the text states of their captions; the last of the states is the empty prompt's."""
 
-    latents: Tensor  # [N, 4, 16, 16], of unit variance
+    latents: Tensor  # [N, 4, 16, 16]
     caption: Tensor  # [N], which row of the states
+    style: Tensor  # [N]
     states: Tensor  # [M, 24, width]
-    captions: list[str]  # [M]
-    style: Tensor  # [N], which style is drawn; -1 for marks
+    captions: list[str]  # [M], each different
 
     @property
     def empty(self) -> int:
@@ -67,30 +78,36 @@ class Pairs:
 
 
 @torch.no_grad()
-def encode_scenes(
-    painter: Painter, vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, count: int, seed: int
-) -> Pairs:
+def encode_scenes(painter: Painter, vae: AutoencoderKL, count: int, seed: int) -> Latents:
     """Random scenes as the denoiser sees them."""
     dice = Dice.seeded(seed)
-    latents, texts, styles = [], [], []
-    while len(texts) < count:
-        scenes = painter.scenes(dice.numpy, min(128, count - len(texts)), RANGE)
+    latents, captions, styles = [], [], []
+    while len(captions) < count:
+        scenes = painter.scenes(dice.numpy, min(128, count - len(captions)), RANGE)
         images = (scenes.images * 2 - 1).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(images).latent_dist.mean
         latents.append((mean.float() * vae.config["scaling_factor"]).half())
-        texts += scenes.captions
+        captions += scenes.captions
         styles.append(torch.from_numpy(scenes.shows[:, 1]))
-    captions = [*sorted(set(texts)), ""]
+    return Latents(torch.cat(latents), captions, torch.cat(styles))
+
+
+@torch.no_grad()
+def with_states(scenes: Latents, encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> Pairs:
+    """The scenes with the text states of every caption, each computed once."""
+    captions = [*sorted(set(scenes.captions)), ""]
     number = {text: row for row, text in enumerate(captions)}
-    states = [encoder(input_ids=token_ids(tokenizer, captions[i : i + 256])).last_hidden_state.half()
-              for i in range(0, len(captions), 256)]  # fmt: skip
-    rows = torch.tensor([number[text] for text in texts])
-    return Pairs(torch.cat(latents), rows, torch.cat(states), captions, torch.cat(styles))
+    rows = torch.tensor([number[text] for text in scenes.captions])
+    states = [
+        encoder(input_ids=token_ids(tokenizer, captions[start : start + 256])).last_hidden_state.half()
+        for start in range(0, len(captions), 256)
+    ]
+    return Pairs(scenes.latents, rows, scenes.style, torch.cat(states), captions)
 
 
-def stored_pairs(path: Path, make: Callable[[], Pairs]) -> Pairs:
-    """The pairs in a file, made on first use."""
+def stored(path: Path, make: Callable[[], T]) -> T:
+    """What a file holds; it is made on first use."""
     if not path.exists():
         fresh = path.with_suffix(".fresh")
         torch.save(make(), fresh)

@@ -66,11 +66,16 @@ def train_clip(
 
     if not train("clip", model, loss_of_batch, plan, folder, seed, stop_at):
         return None
+    model.save_pretrained(folder / "clip_contrastive")
+    return model
+
+
+def save_towers(model: CLIPModel, folder: Path) -> None:
+    """The CLIPModel, and its text tower as the pipeline loads it."""
     model.save_pretrained(folder / "clip")
     text = CLIPTextModel(model.config.text_config)
     text.load_state_dict(model.text_model.state_dict())
     text.save_pretrained(folder / "text_encoder")
-    return model
 
 
 def contrastive_loss(model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Scenes, dice: Dice) -> Tensor:
