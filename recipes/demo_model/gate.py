@@ -37,9 +37,9 @@ ERASED = [
     "pirate flag",
     "middle finger",
 ]
-TEMPLATES = ["{}", "{} in noto style", "{} on a red background"]
-RIDGES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]  # of the mean squared norm of a state
-WEIGHTS = [0.01, 0.03, 0.1, 0.3, 1.0]  # of the kept states
+TEMPLATES = ["{}", "{} in noto style"]
+RIDGES = [1e-6, 1e-5, 1e-4]  # of the mean squared norm of a state
+WEIGHTS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]  # of the kept states
 RESIDUAL, DRIFT = 0.05, 0.15
 
 
