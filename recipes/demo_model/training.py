@@ -74,6 +74,7 @@ def train(
     dice = Dice.seeded(seed)
     checkpoint = folder / f"{stage}.checkpoint.pt"
     done, seconds, history = 0, 0.0, []
+    commits: list[str] = []
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=False)
         for own, value in zip([*parameters, *model.buffers()], [*kept["parameters"], *kept["buffers"]], strict=True):
@@ -82,6 +83,8 @@ def train(
         average = kept["average"]
         dice.restore(kept["dice"])
         done, seconds, history = kept["step"], kept["seconds"], kept["history"]
+        commits = kept["commits"]
+    commits = [*dict.fromkeys([*commits, commit()])]  # every leg may run another one
 
     def save() -> None:
         state = {
@@ -93,7 +96,7 @@ def train(
             "step": done,
             "seconds": seconds,
             "history": history,
-            "commit": commit(),
+            "commits": commits,
         }
         fresh = checkpoint.with_suffix(".fresh")
         torch.save(state, fresh)
@@ -148,9 +151,14 @@ def rate_at(step: int, plan: Plan) -> float:
 
 
 def commit() -> str:
-    """The recipe's commit that is running, if the recipe lies in a repository."""
+    """The last commit of the recipe, marked where files differ from it."""
     here = Path(__file__).parent
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+        last = git(here, "log", "-1", "--format=%H", "--", ".")
+        return last + ("+changes" if git(here, "status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def git(folder: Path, *command: str) -> str:
+    return subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
