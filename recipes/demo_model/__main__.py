@@ -13,11 +13,15 @@ goes on from its checkpoint if it was stopped, and does nothing if it is done.
     encode       latents of the denoiser's training scenes
     unet         the denoiser
     lora         an adapter for one style
+    export       the pipeline folder, adapters and judges, as they ship
+    evaluate     recognition by both judges, bias, obedience; sample sheets
+    card         the model's README, from the figures
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +32,22 @@ import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from . import adapter, denoiser, fetch, gate, judge, pixels, sprites, text, tokenizer, untangle
+from . import (
+    adapter,
+    card,
+    denoiser,
+    evaluate,
+    export,
+    fetch,
+    gate,
+    judge,
+    judges,
+    pixels,
+    sprites,
+    text,
+    tokenizer,
+    untangle,
+)
 from .scenes import Painter
 from .training import Plan
 from .world import HERE, World, read_world
@@ -42,6 +61,11 @@ class Recipe:
     scale: str = "full"
     stop_at: int | None = None
     concepts: list[str] | None = None  # a subset, for quick runs
+
+    @property
+    def out(self) -> Path:
+        """Everything that ships, to be copied to ``specs/demo/`` once it is good."""
+        return self.work / "export"
 
     @cached_property
     def world(self) -> World:
@@ -133,6 +157,37 @@ class Recipe:
             style = self.world.styles.index(adapter.STYLE)
             adapter.train_adapter(unet, self.pairs, style, self.plan("lora"), self.work, self.seed, self.stop_at)
 
+    def export(self) -> None:
+        export.export_pipeline(self.work, self.out / "model")
+        export.write_concepts(self.world, self.out / "concepts.json")
+        if (self.work / "adapters").exists():
+            shutil.copytree(self.work / "adapters", self.out / "adapters", dirs_exist_ok=True)
+        held_out = judges.held_out(self.painter, self.seed)
+        for name, judge_outputs in (("classifier", self.classifier_outputs()), ("clip", self.zero_shot())):
+            path = self.out / "judges" / f"{name}.onnx"
+            judges.export_judge(judge_outputs, path)
+            accuracy = judges.held_out_accuracy(judges.Judge(path), held_out)
+            told = {"held_out_accuracy": accuracy, "trained_on": export.data_digests(), "outputs": judge_outputs.names}
+            judges.write_labels(path.with_suffix(".json"), self.world, evaluate.rounded(told))
+
+    def classifier_outputs(self) -> judges.ClassifierOutputs:
+        classifier = judge.Classifier(judge.questions(self.world))
+        classifier.load_state_dict(torch.load(self.work / "classifier.pt"))
+        return judges.ClassifierOutputs(classifier.eval())
+
+    def zero_shot(self) -> judges.ZeroShot:
+        return judges.ZeroShot(CLIPModel.from_pretrained(self.work / "clip"), self.tokenizer, self.world)
+
+    def evaluate(self) -> None:
+        sampler = evaluate.Sampler(self.out / "model", evaluate.Sampling(**self.numbers["evaluate"]))
+        classifier, clip = (judges.Judge(self.out / "judges" / f"{name}.onnx") for name in ("classifier", "clip"))
+        told = evaluate.evaluate(self.world, sampler, classifier, clip, self.work / "sheets")
+        evaluate.write_figures(told, self.out / "figures.json")
+
+    def card(self) -> None:
+        card.write_facts(self.work, self.seed, self.out / "facts.json")
+        (self.out / "README.md").write_text(card.render(self.out))
+
 
 STAGES: dict[str, Callable[[Recipe], None]] = {
     "fetch": Recipe.fetch,
@@ -145,6 +200,9 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "encode": Recipe.encode,
     "unet": Recipe.unet,
     "lora": Recipe.lora,
+    "export": Recipe.export,
+    "evaluate": Recipe.evaluate,
+    "card": Recipe.card,
 }
 
 

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .denoiser import build_scheduler, build_unet
+from .fetch import read_sources
 from .world import World
 
 TOKENIZER_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
@@ -71,3 +72,8 @@ def write_concepts(world: World, path: Path) -> None:
     told = {"styles": world.styles, "colors": list(world.colors), "skins": list(world.skins), "concepts": entries}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def data_digests() -> dict[str, str]:
+    """The packages that everything was trained on, as the registry names their contents."""
+    return {f"{source.package}@{source.version}": source.integrity for source in read_sources()}
