@@ -77,7 +77,15 @@ def unified(rows: Iterable[Row]) -> str:
 
 def norms(rows: Iterable[Row]) -> str:
     """Return a difference without digests, for goldens: float sums differ between builds of BLAS."""
-    return "".join(f"{row.kind} {row.name} {row.change or row.after or 'absent'}\n" for row in rows)
+    return "".join(f"{row.kind} {row.name} {_rounded(row)}\n" for row in rows)
+
+
+def _rounded(row: Row) -> str:
+    if not row.after:
+        return "gone"
+    if row.kind != "tensor":
+        return row.after
+    return f"|delta| {row.change}" if row.change else row.after.rpartition(" ")[0]
 
 
 def _plain(pipeline: Pipeline) -> dict[tuple[str, str], str]:
