@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..specs.canonical import canonical, digest_of
+from ..specs.canonical import canonical, digest_file, digest_of
 from ..specs.errors import Fault, InputError, raise_all
 from .interfaces import Interface, Port
 from .ir import GraphEdit
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import onnx_ir
     import torch
 
-# Raise it when this file or graphs.py changes what they write.
-FORMAT = 1
+# The files that decide what a skeleton looks like: another version of them, another key.
+CODE = ("capture.py", "graphs.py", "interfaces.py")
 OPSET = 20  # the last one whose normalization onnxruntime runs on a CPU without taking it apart
 DATA = "model.onnx_data"
 LIBRARIES = ("diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
@@ -98,7 +98,7 @@ def structure_of(interface: Interface, edits: Sequence[GraphEdit]) -> dict[str, 
     """Return everything that a skeleton's bytes depend on, as JSON."""
     component = interface.component
     return {
-        "format": FORMAT,
+        "code": {name: digest_file(Path(__file__).with_name(name)) for name in CODE},
         "class": component.class_name,
         "config": {key: value for key, value in component.config.items() if key not in NOT_STRUCTURE},
         "part": interface.folder.removeprefix(component.name),
@@ -140,10 +140,11 @@ def _keep(skeleton: Skeleton, cache: Path) -> Skeleton:
     (made / "skeleton.json").write_bytes(canonical(record) + b"\n")
     place = cache / skeleton.key
     try:
-        # What is there already is corrupt, or equal: rename cannot replace a folder that is not empty.
-        shutil.rmtree(place, ignore_errors=True)
+        if _load(place, skeleton.key) is None:
+            shutil.rmtree(place, ignore_errors=True)
         made.rename(place)
     except OSError:
+        # A whole entry is there by now: a folder that is not empty cannot be replaced.
         shutil.rmtree(made, ignore_errors=True)
     return skeleton
 

@@ -1,0 +1,18 @@
+"""What several test files share and what is dear to make: the tiny pipeline, and captured graphs."""
+
+from pathlib import Path
+
+import pytest
+from tiny import make_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny Stable Diffusion pipeline; do not write to it."""
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def skeletons(request: pytest.FixtureRequest) -> Path:
+    """Return a cache of captured graphs that outlives the run: its keys hold the capturing code's digest."""
+    return Path(request.config.cache.mkdir("skeletons"))  # type: ignore[union-attr] # there unless disabled

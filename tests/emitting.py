@@ -1,0 +1,83 @@
+"""Emit a pipeline as the build does, and look at what was written."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retouch.compiler.capture import DATA, Skeleton, skeleton_of
+from retouch.compiler.emit import Emitted, Emitter, Job, Watch
+from retouch.compiler.interfaces import Interface, interfaces
+from retouch.compiler.ir import Pipeline
+from retouch.compiler.load import load_pipeline
+from retouch.compiler.tensors import Array, Edited, Tensor, Tied
+from retouch.specs.manifest import Evidence
+
+KEY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+
+
+def load(folder: Path, sampler: str = "ddim", guidance_scale: float = 4.0) -> Pipeline:
+    return load_pipeline(folder, sampler, 5, guidance_scale)
+
+
+def emit(
+    emitter: Emitter,
+    pipeline: Pipeline,
+    folder: Path,
+    cache: Path,
+    source: Pipeline | None = None,
+    watches: Sequence[Watch] = (),
+    advance: Callable[[str, int], None] = lambda label, count: None,
+) -> Emitted:
+    folder.mkdir(parents=True)
+    return emitter.emit(pipeline, folder, Job(source or pipeline, watches, advance, cache))
+
+
+def edited(pipeline: Pipeline, name: str, rule: Callable[[Array], Array]) -> Pipeline:
+    """Return the pipeline with one tensor exchanged."""
+    tensor = pipeline.tensors[name]
+    return pipeline.with_tensors({name: Edited((tensor,), rule, tensor.dtype, tensor.shape, "test")})
+
+
+def renamed(pipeline: Pipeline, name: str) -> Pipeline:
+    """Return the pipeline with one tensor exchanged for another object with the same elements."""
+    return pipeline.with_tensors({name: Tied(pipeline.tensors[name])})
+
+
+def added(pipeline: Pipeline, name: str, tensor: Tensor) -> Pipeline:
+    return pipeline.with_tensors({name: tensor})
+
+
+def graphs(pipeline: Pipeline, cache: Path) -> dict[str, tuple[Interface, Skeleton]]:
+    """Return each graph's interface and skeleton, by folder."""
+    found = {}
+    for interface in interfaces(pipeline):
+        found[interface.folder] = interface, skeleton_of(interface, pipeline.graph_edits, cache)
+    return found
+
+
+def written(folder: Path, skeleton: Skeleton, name: str) -> Array:
+    """Return a tensor of a data file as it is stored in a diffusers file."""
+    offset = 0
+    for binding in skeleton.weights:
+        if binding.name == name:
+            data = np.fromfile(folder / DATA, binding.dtype, int(np.prod(binding.shape)), offset=offset)
+            if binding.transposed:
+                return data.reshape(binding.stored[::-1]).T
+            return data.reshape(binding.stored)
+        offset += binding.size
+    raise KeyError(name)
+
+
+class Recorder:
+    """An observer that keeps what it was shown."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = frozenset(names)
+        self.seen: list[tuple[str, Array, Array]] = []
+
+    def see(self, name: str, before: Array, written: Array) -> None:
+        self.seen.append((name, before.copy(), written.copy()))
+
+    def evidence(self) -> list[Evidence]:
+        return []
