@@ -71,6 +71,8 @@ class PromptTokenizer:
         number = self._tokenizer.token_to_id(content)
         if number is None:
             raise InputError(Fault("E_TOKENIZER", f"pads with `{content}`, which is no token", "tokenizer"))
+        # As in transformers a pad token is never merged with its neighbors, not even where a prompt has it.
+        self._tokenizer.add_special_tokens([content])
         return number
 
 

@@ -37,9 +37,7 @@ def test_threads_do_not_spin() -> None:
 
 def test_a_graph_with_other_inputs_is_refused(folder: Path) -> None:
     artefact = open_artefact(folder)
-    with pytest.raises(
-        InputError, match="takes conditional, guidance_weight, unconditional, expected sample"
-    ):
+    with pytest.raises(InputError, match=r"takes conditional, guidance_weight, .*, expected sample"):
         open_session(artefact, "unet/combine.onnx", ["sample"], [])
     with pytest.raises(InputError, match="gives guided, expected state too"):
         open_session(artefact, "unet/combine.onnx", COMBINE, ["guided", "state"])
