@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
@@ -60,6 +63,7 @@ class Recipe:
     work: Path
     scale: str = "full"
     stop_at: int | None = None
+    workers: int = 1
     concepts: list[str] | None = None  # a subset, for quick runs
 
     @property
@@ -80,7 +84,8 @@ class Recipe:
         return self.numbers["seed"]
 
     def plan(self, stage: str) -> Plan:
-        return Plan(**self.numbers[stage])
+        plan = Plan(**self.numbers[stage])
+        return replace(plan, batch=plan.batch // self.workers)
 
     @cached_property
     def painter(self) -> Painter:
@@ -211,16 +216,27 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)} (default: all)")
     parser.add_argument("--work", type=Path, default=Path("build/demo_model"), help="folder for everything made")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (may differ between legs of a stage)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share every batch, each with its threads")
     parser.add_argument("--stop-at", type=int, help="stop training at this step; a later run goes on from it")
     parser.add_argument("--scale", default="full", help="a section of plan.yaml")
     given = parser.parse_args()
     if unknown := set(given.stages) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    if given.workers > 1 and not dist.is_torchelastic_launched():
+        raise SystemExit(share_among(given.workers))
+    if given.workers > 1:
+        dist.init_process_group("gloo")
     torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)  # optimizer states that fade out would slow every step down
-    recipe = Recipe(given.work, given.scale, given.stop_at)
+    recipe = Recipe(given.work, given.scale, given.stop_at, given.workers)
     for stage in given.stages or STAGES:
         STAGES[stage](recipe)
+
+
+def share_among(workers: int) -> int:
+    """Runs the same command in several processes that find each other; its exit status."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+    return subprocess.run([*launch, "-m", "recipes.demo_model", *sys.argv[1:]]).returncode
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """How is a stage trained? One loop for all: seeded, resumable to the step, with progress shown.
 
-A checkpoint holds everything that the next step depends on: weights, optimizer, running average, both random
-generators. It replaces the one before it in a single rename, so that a run may be killed at any moment.
+A checkpoint holds everything that the next step depends on: weights, optimizer, running average. Randomness needs none of it:
+every step throws dice of its own, seeded by the step. A checkpoint replaces the one before it in a single rename, so
+that a run may be killed at any moment.
+
+Several workers (processes) may share a stage: each takes its part of every batch, and gradients are averaged. On two
+cores that is twice as fast as two threads in one process.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -39,21 +44,33 @@ class Plan:
 
 @dataclass
 class Dice:
-    """Where all randomness of a stage comes from."""
+    """Where all randomness comes from."""
 
     numpy: np.random.Generator
     torch: torch.Generator
 
     @classmethod
-    def seeded(cls, seed: int) -> Dice:
-        return cls(np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+    def seeded(cls, *seeds: int) -> Dice:
+        """Dice for, say, a seed, a step and a worker."""
+        sequence = np.random.SeedSequence(seeds)
+        (number,) = sequence.generate_state(1)
+        return cls(np.random.default_rng(sequence), torch.Generator().manual_seed(int(number)))
 
-    def state(self) -> dict[str, object]:
-        return {"numpy": self.numpy.bit_generator.state, "torch": self.torch.get_state()}
 
-    def restore(self, state: dict) -> None:
-        self.numpy.bit_generator.state = state["numpy"]
-        self.torch.set_state(state["torch"])
+def worker() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """The mean over workers, in one exchange."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    together = torch._utils._flatten_dense_tensors(gradients)
+    dist.all_reduce(together)
+    together /= dist.get_world_size()
+    for gradient, mean in zip(gradients, torch._utils._unflatten_dense_tensors(together, gradients), strict=True):
+        gradient.copy_(mean)
 
 
 def train(
@@ -66,12 +83,12 @@ def train(
     stop_at: int | None = None,
 ) -> bool:
     """Trains the parameters that ask for gradients; afterwards the model holds their average, if one is kept.
-    True when the plan's last step has been done."""
+    True when the plan's last step has been done (for the first worker,
+    which is to save the result)."""
     console = Console(stderr=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     average = deepcopy([p.data for p in parameters]) if plan.average else []
-    dice = Dice.seeded(seed)
     checkpoint = folder / f"{stage}.checkpoint.pt"
     done, seconds, history = 0, 0.0, []
     commits: list[str] = []
@@ -81,18 +98,18 @@ def train(
             own.data.copy_(value)
         optimizer.load_state_dict(kept["optimizer"])
         average = kept["average"]
-        dice.restore(kept["dice"])
         done, seconds, history = kept["step"], kept["seconds"], kept["history"]
         commits = kept["commits"]
     commits = [*dict.fromkeys([*commits, commit()])]  # every leg may run another one
 
     def save() -> None:
+        if worker() > 0:
+            return
         state = {
             "parameters": [p.data for p in parameters],
             "buffers": list(model.buffers()),
             "optimizer": optimizer.state_dict(),
             "average": average,
-            "dice": dice.state(),
             "step": done,
             "seconds": seconds,
             "history": history,
@@ -110,9 +127,10 @@ def train(
     while done < last:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * rate_at(done, plan)
-        loss = loss_of_batch(dice)
+        loss = loss_of_batch(Dice.seeded(seed, done, worker()))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         done += 1
@@ -125,11 +143,12 @@ def train(
             pace = (now - began) / (done - started_at)
             left = pace * (plan.steps - done) / 60
             history.append((done, float(np.mean(recent))))
-            console.print(
-                f"{stage}: step {done:,} of {plan.steps:,}, loss {np.mean(recent):.4f}, {pace:.3f} s a step, "
-                f"{left:.0f} min to go",
-                highlight=sys.stderr.isatty(),
-            )
+            if worker() == 0:
+                console.print(
+                    f"{stage}: step {done:,} of {plan.steps:,}, loss {np.mean(recent):.4f}, {pace:.3f} s a step, "
+                    f"{left:.0f} min to go",
+                    highlight=sys.stderr.isatty(),
+                )
             told, recent = now, []
         if now - saved > SAVE_EVERY:
             seconds += now - saved
@@ -140,7 +159,7 @@ def train(
     for parameter, value in zip(parameters, average, strict=False):
         parameter.data.copy_(value)
     model.eval()
-    return done >= plan.steps
+    return done >= plan.steps and worker() == 0
 
 
 def rate_at(step: int, plan: Plan) -> float:
