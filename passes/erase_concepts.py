@@ -63,7 +63,7 @@ class EraseConcepts(Pass):
     templates: Annotated[tuple[Text, ...], Field(min_length=1)] = TEMPLATES
     held_out: tuple[Text, ...] = HELD_OUT
     tokens: Tokens = "subject_to_end"
-    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
     preserve_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     output: Literal["fused"] = "fused"
     residual_at_most: Decimal | None = None
