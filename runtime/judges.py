@@ -2,20 +2,21 @@
 
 A judge is two files: `NAME.onnx` takes `image` [N, 3, 64, 64] in 0..1 and gives logits [N, K] for each
 question (`concept` always; `gender`, `style`, `skin` where it was asked), maybe `features` [N, F];
-`NAME.json` maps each question to its answers in order, and may hold the graph's `sha256`.
+`NAME.json` holds `labels` (the answers to each question, in order), and may hold `prompts` (what asks a
+text-to-image model for each concept), `held_out_accuracy` (the judge's own, by question) and the
+graph's `sha256`.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
 
 from ..specs.errors import Fault, InputError
 from ..specs.fields import DEMO
@@ -36,6 +37,8 @@ class Judge:
     sha256: str
     answers: Mapping[str, tuple[str, ...]]
     session: Session
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    accuracy: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, where: Path | str, name: str = "classifier", placement: Placement | None = None) -> "Judge":
@@ -46,19 +49,28 @@ class Judge:
         """
         folder = BUILT_IN.get(where) if isinstance(where, str) else where
         folder = folder or Path(where)
-        graph, document = _read(folder / f"{name}.onnx"), _read_document(folder / f"{name}.json")
+        graph, about = _read(folder / f"{name}.onnx"), _read_document(folder / f"{name}.json")
         sha256 = hashlib.sha256(graph).hexdigest()
-        expected = document.pop("sha256", sha256)
-        if sha256 != expected:
-            message = f"SHA-256 is {sha256}, expected {expected}"
+        if about.sha256 not in (None, sha256):
+            message = f"SHA-256 is {sha256}, expected {about.sha256}"
             raise InputError(Fault("E_JUDGE", message, str(folder / f"{name}.onnx")))
         session = load_session(graph, f"{name}.onnx", ["image"], [CONCEPT], placement)
-        return cls(name, sha256, _answers(document, session, folder / f"{name}.json"), session)
+        answers = _answers(about.labels, session, folder / f"{name}.json")
+        return cls(name, sha256, answers, session, about.prompts, about.held_out_accuracy)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Every concept that the judge can tell from others."""
         return self.answers[CONCEPT]
+
+    def prompt_of(self, label: str) -> str:
+        """Return what asks a text-to-image model for a concept; the label itself where nothing else is known."""
+        return self.prompts.get(label, label)
+
+    @property
+    def error(self) -> float | None:
+        """Share of held-out images whose concept the judge itself gets wrong, where that was measured."""
+        return 1 - self.accuracy[CONCEPT] if CONCEPT in self.accuracy else None
 
     def logits(self, images: Images, question: str = CONCEPT) -> NDArray[np.float32]:
         """Return logits [N, K] of images [N, H, W, 3] in the order of `answers[question]`."""
@@ -115,22 +127,35 @@ def _read(file: Path) -> bytes:
         raise InputError(Fault("E_JUDGE", f"cannot be read: {error.strerror}", str(file))) from error
 
 
-def _read_document(file: Path) -> dict[str, Any]:
+class _About(BaseModel):
+    """NAME.json; other keys are notes."""
+
+    labels: dict[str, tuple[str, ...]]
+    prompts: dict[str, str] = Field(default_factory=dict)
+    held_out_accuracy: dict[str, float] = Field(default_factory=dict)
+    sha256: str | None = None
+
+
+def _read_document(file: Path) -> _About:
     try:
-        document = json.loads(_read(file))
-    except ValueError as error:
-        raise InputError(Fault("E_JUDGE", f"is no JSON: {error}", str(file))) from error
-    if not isinstance(document, dict) or CONCEPT not in document:
-        raise InputError(Fault("E_JUDGE", f"expected a mapping with the key `{CONCEPT}`", str(file)))
-    return document
+        about = _About.model_validate_json(_read(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(Fault("E_JUDGE", f"{place}: {first['msg']}".lstrip(": "), str(file))) from error
+    if CONCEPT not in about.labels:
+        raise InputError(Fault("E_JUDGE", f"`labels` has no `{CONCEPT}`", str(file)))
+    return about
 
 
-def _answers(document: Mapping[str, Any], session: Session, file: Path) -> dict[str, tuple[str, ...]]:
+def _answers(
+    labels: Mapping[str, tuple[str, ...]], session: Session, file: Path
+) -> dict[str, tuple[str, ...]]:
     """Return the answers to each question that the graph has logits for."""
-    answers = {name: tuple(document[name]) for name in session.outputs if name in document}
-    for question, labels in answers.items():
+    answers = {name: labels[name] for name in session.outputs if name in labels}
+    for question, given in answers.items():
         count = session.outputs[question].shape[-1]
-        if len(set(labels)) != len(labels) or count not in (None, len(labels)):
-            message = f"`{question}` lists {len(set(labels))} different labels, the graph tells {count} apart"
+        if len(set(given)) != len(given) or count not in (None, len(given)):
+            message = f"`{question}` lists {len(set(given))} different labels, the graph tells {count} apart"
             raise InputError(Fault("E_JUDGE", message, str(file)))
     return answers

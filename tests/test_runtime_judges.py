@@ -43,8 +43,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_labels(folder: Path, **entries: object) -> None:
-    (folder / "classifier.json").write_text(json.dumps(entries))
+def write_labels(folder: Path, more: dict[str, object] | None = None, **labels: object) -> None:
+    (folder / "classifier.json").write_text(json.dumps({"labels": labels, **(more or {})}))
 
 
 def plain(*colors: tuple[int, int, int], size: int = SIZE) -> np.ndarray:
@@ -81,9 +81,9 @@ def test_shrinking_takes_means(folder: Path) -> None:
 
 def test_the_graph_is_named_by_its_digest(folder: Path) -> None:
     digest = hashlib.sha256((folder / "classifier.onnx").read_bytes()).hexdigest()
-    write_labels(folder, concept=COLORS, style=["light", "dark"], sha256=digest)
+    write_labels(folder, {"sha256": digest}, concept=COLORS, style=["light", "dark"])
     assert Judge.open(folder).sha256 == digest
-    write_labels(folder, concept=COLORS, sha256="0" * 64)
+    write_labels(folder, {"sha256": "0" * 64}, concept=COLORS)
     with pytest.raises(InputError, match=rf"SHA-256 is {digest}, expected 0000"):
         Judge.open(folder)
 
@@ -93,7 +93,7 @@ def test_the_graph_is_named_by_its_digest(folder: Path) -> None:
     [
         ({"concept": ["red", "green"]}, "lists 2 different labels, the graph tells 3 apart"),
         ({"concept": ["red", "green", "red"]}, "lists 2 different labels"),
-        ({"style": ["light", "dark"]}, "expected a mapping with the key `concept`"),
+        ({"style": ["light", "dark"]}, "`labels` has no `concept`"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(folder: Path, labels: dict[str, list[str]], message: str) -> None:
@@ -103,8 +103,21 @@ def test_labels_that_do_not_fit_are_refused(folder: Path, labels: dict[str, list
 
 
 def test_notes_beside_the_labels_are_allowed(folder: Path) -> None:
-    write_labels(folder, concept=COLORS, trained_on=["plain colors"])
+    write_labels(folder, {"trained_on": ["plain colors"]}, concept=COLORS)
     assert list(Judge.open(folder).answers) == ["concept"]
+
+
+def test_a_judge_knows_its_prompts_and_its_own_error(folder: Path) -> None:
+    notes = {"prompts": {"red": "a red field"}, "held_out_accuracy": {"concept": 0.75}}
+    write_labels(folder, notes, concept=COLORS)
+    judge = Judge.open(folder)
+    assert (judge.prompt_of("red"), judge.prompt_of("green"), judge.error) == ("a red field", "green", 0.25)
+
+
+def test_labels_of_another_shape_are_refused(folder: Path) -> None:
+    (folder / "classifier.json").write_text('{"labels": {"concept": [1, 2, 3]}}')
+    with pytest.raises(InputError, match=r"labels\.concept\.0: Input should be a valid string"):
+        Judge.open(folder)
 
 
 def test_an_unknown_label_is_not_seen_as_absent(folder: Path) -> None:

@@ -136,7 +136,9 @@ def held_out_accuracy(judge: Judge, scenes: Scenes) -> dict[str, float]:
 
 def write_labels(path: Path, world: World, more: dict[str, Any]) -> None:
     labels = {"concept": world.labels, "style": world.styles, "gender": GENDERS, "skin": list(world.skins)}
-    path.write_text(json.dumps({"input": "image [N, 3, 64, 64], 0..1", "labels": labels, **more}, indent=1) + "\n")
+    prompts = {concept.label: concept.prompt for concept in world.concepts}
+    told = {"input": "image [N, 3, 64, 64], 0..1", "labels": labels, "prompts": prompts, **more}
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def held_out(painter: Painter, seed: int, each: int = 4) -> Scenes:
