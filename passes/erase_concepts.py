@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from ..compiler.contract import Erasure, Observer, Pass, Stage
 from ..compiler.encode import encode_prompts, load_tokenizer, subject_span, token_count, tokenizer_folder
-from ..compiler.ir import Component, Pipeline
+from ..compiler.ir import Component, Pipeline, Selection
 from ..compiler.tensors import Array, Shared
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, SpecError, raise_all
@@ -340,7 +340,7 @@ def _same(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _unknown(tokenizer, prompt: str, span: range) -> bool:
+def _unknown(tokenizer: Any, prompt: str, span: range) -> bool:
     ids = tokenizer(prompt, truncation=True)["input_ids"]
     return any(ids[position] == tokenizer.unk_token_id for position in span)
 
@@ -353,7 +353,7 @@ def _text_encoder(pipeline: Pipeline) -> Component:
     return encoders[0]
 
 
-def _shape_faults(selection, width: int) -> Iterator[Fault]:
+def _shape_faults(selection: Selection, width: int) -> Iterator[Fault]:
     for name, tensor in selection:
         if len(tensor.shape) != 2 or tensor.shape[1] != width:
             yield Fault("E_SHAPE", f"shape {tensor.shape}, expected [out, {width}]", name)
