@@ -173,7 +173,7 @@ class Recipe:
             judges.export_judge(judge_outputs, path)
             accuracy = judges.held_out_accuracy(judges.Judge(path), held_out)
             told = {"held_out_accuracy": accuracy, "trained_on": export.data_digests(), "outputs": judge_outputs.names}
-            judges.write_labels(path.with_suffix(".json"), self.world, evaluate.rounded(told))
+            judges.write_labels(path, self.world, evaluate.rounded(told))
 
     def classifier_outputs(self) -> judges.ClassifierOutputs:
         classifier = judge.Classifier(judge.questions(self.world))

@@ -34,8 +34,11 @@ def export_pipeline(work: Path, out: Path) -> None:
     pipeline.save_pretrained(out)
     for name in TOKENIZER_FILES:
         shutil.copy(work / "tokenizer" / name, out / "tokenizer" / name)
+    compute_in_single(out / "text_encoder" / "config.json")
     for config in out.rglob("*.json"):
         forget_folder(config)
+    for weights in out.rglob("*.safetensors"):
+        weights.chmod(0o644)
 
 
 def trained_unet(work: Path) -> UNet2DConditionModel:
@@ -46,6 +49,13 @@ def trained_unet(work: Path) -> UNet2DConditionModel:
     for parameter, value in zip(model.parameters(), kept["average"], strict=True):
         parameter.data.copy_(value)
     return model
+
+
+def compute_in_single(config: Path) -> None:
+    """Half precision is for storage. transformers would load what it finds, and then not fit the other parts, which
+    diffusers loads in single precision."""
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps({**said, "dtype": "float32"}, indent=2) + "\n")
 
 
 def forget_folder(config: Path) -> None:

@@ -6,6 +6,7 @@ Input: ``image`` [N, 3, 64, 64], 0..1. Outputs: ``concept`` [N, K] logits and ``
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,13 @@ def held_out_accuracy(judge: Judge, scenes: Scenes) -> dict[str, float]:
     return told
 
 
-def write_labels(path: Path, world: World, more: dict[str, Any]) -> None:
+def write_labels(judge: Path, world: World, more: dict[str, Any]) -> None:
+    """The file beside a judge: what its outputs mean, and the digest of the graph that they are meant for."""
     labels = {"concept": world.labels, "style": world.styles, "gender": GENDERS, "skin": list(world.skins)}
     prompts = {concept.label: concept.prompt for concept in world.concepts}
     told = {"input": "image [N, 3, 64, 64], 0..1", "labels": labels, "prompts": prompts, **more}
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    told["sha256"] = hashlib.sha256(judge.read_bytes()).hexdigest()
+    judge.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def held_out(painter: Painter, seed: int, each: int = 4) -> Scenes:
