@@ -1,7 +1,7 @@
 """Makes the demo model: ``python -m recipes.demo_model [STAGE ...] [--work FOLDER] [--threads N]``.
 
-Stages, in order; without any named, all of them run. Each reads what the ones before it left in the work folder,
-goes on from its checkpoint if it was stopped, and does nothing if it is done.
+Stages, in order; without any named, all of them run. Each reads what the ones before it left in the work
+folder, goes on from its checkpoint if it was stopped, and does nothing if it is done.
 
     fetch        npm packages, their digests checked
     sprites      every drawing, rendered once
@@ -126,7 +126,9 @@ class Recipe:
         if not (self.work / "tokenizer").exists():
             tokenizer.learn_tokenizer(self.world, self.work / "tokenizer")
         if not (self.work / "clip_contrastive").exists():
-            text.train_clip(self.painter, self.tokenizer, self.plan("clip"), self.work, self.seed, self.stop_at)
+            text.train_clip(
+                self.painter, self.tokenizer, self.plan("clip"), self.work, self.seed, self.stop_at
+            )
 
     def untangle(self) -> None:
         if not (self.work / "text_encoder").exists():
@@ -142,7 +144,9 @@ class Recipe:
         verdict = gate.check_text(self.world, self.encoder, self.tokenizer, self.work / "check_text.json")
         print(verdict)
         if not verdict.passes and self.scale == "full":
-            raise SystemExit("Concepts lie too close together in this text space: train the text encoder further.")
+            raise SystemExit(
+                "Concepts lie too close together in this text space: train the text encoder further."
+            )
 
     def classifier(self) -> None:
         if not (self.work / "classifier.pt").exists():
@@ -150,7 +154,9 @@ class Recipe:
             judge.train_classifier(self.painter, self.autoencoder, plan, self.work, self.seed, self.stop_at)
 
     def encode(self) -> None:
-        print(f"{len(self.latents.captions):,} scenes, {len(set(self.latents.captions)):,} different captions")
+        print(
+            f"{len(self.latents.captions):,} scenes, {len(set(self.latents.captions)):,} different captions"
+        )
 
     def unet(self) -> None:
         if not (self.work / "unet").exists():
@@ -160,7 +166,9 @@ class Recipe:
         if not (self.work / "adapters").exists():
             unet = UNet2DConditionModel.from_pretrained(self.work / "unet")
             style = self.world.styles.index(adapter.STYLE)
-            adapter.train_adapter(unet, self.pairs, style, self.plan("lora"), self.work, self.seed, self.stop_at)
+            adapter.train_adapter(
+                unet, self.pairs, style, self.plan("lora"), self.work, self.seed, self.stop_at
+            )
 
     def export(self) -> None:
         export.export_pipeline(self.work, self.out / "model")
@@ -172,7 +180,11 @@ class Recipe:
             path = self.out / "judges" / f"{name}.onnx"
             judges.export_judge(judge_outputs, path)
             accuracy = judges.held_out_accuracy(judges.Judge(path), held_out)
-            told = {"held_out_accuracy": accuracy, "trained_on": export.data_digests(), "outputs": judge_outputs.names}
+            told = {
+                "held_out_accuracy": accuracy,
+                "trained_on": export.data_digests(),
+                "outputs": judge_outputs.names,
+            }
             judges.write_labels(path, self.world, evaluate.rounded(told))
 
     def classifier_outputs(self) -> judges.ClassifierOutputs:
@@ -185,7 +197,9 @@ class Recipe:
 
     def evaluate(self) -> None:
         sampler = evaluate.Sampler(self.out / "model", evaluate.Sampling(**self.numbers["evaluate"]))
-        classifier, clip = (judges.Judge(self.out / "judges" / f"{name}.onnx") for name in ("classifier", "clip"))
+        classifier, clip = (
+            judges.Judge(self.out / "judges" / f"{name}.onnx") for name in ("classifier", "clip")
+        )
         told = evaluate.evaluate(self.world, sampler, classifier, clip, self.work / "sheets")
         evaluate.write_figures(told, self.out / "figures.json")
 
@@ -213,10 +227,18 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.demo_model", description="Makes the demo model.")
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)} (default: all)")
-    parser.add_argument("--work", type=Path, default=Path("build/demo_model"), help="folder for everything made")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (may differ between legs of a stage)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share every batch, each with its threads")
+    parser.add_argument(
+        "stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)} (default: all)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/demo_model"), help="folder for everything made"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads (may differ between legs of a stage)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that share every batch, each with its threads"
+    )
     parser.add_argument("--stop-at", type=int, help="stop training at this step; a later run goes on from it")
     parser.add_argument("--scale", default="full", help="a section of plan.yaml")
     given = parser.parse_args()

@@ -1,7 +1,8 @@
 """What does an adapter look like? Trains a LoRA that draws in one style where the prompt names none.
 
-It is saved in the two layouts that are found in the wild: PEFT's as diffusers writes it (``unet.MODULE.lora_A.weight``) and
-kohya's (``lora_unet_MODULE.lora_down.weight`` with an ``alpha`` beside it).
+It is saved in the two layouts that are found in the wild: PEFT's as diffusers writes it
+(``unet.MODULE.lora_A.weight``) and kohya's (``lora_unet_MODULE.lora_down.weight`` with an ``alpha`` beside
+it).
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def train_adapter(
-    unet: UNet2DConditionModel, pairs: Pairs, style: int, plan: Plan, folder: Path, seed: int, stop_at: int | None = None
+    unet: UNet2DConditionModel,
+    pairs: Pairs,
+    style: int,
+    plan: Plan,
+    folder: Path,
+    seed: int,
+    stop_at: int | None = None,
 ) -> None:
     torch.manual_seed(seed)
     unet.set_attn_processor(AttnProcessor())
@@ -51,13 +58,16 @@ def only_unsaid(pairs: Pairs, style: int) -> Pairs:
 def save_adapter(weights: dict[str, Tensor], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     prefix = "base_model.model."
-    plain = {f"unet.{name.removeprefix(prefix)}": value.contiguous().half() for name, value in weights.items()}
+    plain = {
+        f"unet.{name.removeprefix(prefix)}": value.contiguous().half() for name, value in weights.items()
+    }
     save_file(plain, folder / f"{STYLE}_style.safetensors")
     save_file(as_kohya(plain), folder / f"{STYLE}_style_kohya.safetensors")
 
 
 def as_kohya(plain: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same adapter under kohya's names: dots of the module become underscores, alpha is stored per module."""
+    """The same adapter under kohya's names: dots of the module become underscores, alpha is stored per
+    module."""
     renamed: dict[str, Tensor] = {}
     for name, value in plain.items():
         module, part = name.removesuffix(".weight").rsplit(".", 1)

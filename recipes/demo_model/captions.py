@@ -4,8 +4,8 @@
 
 - The style goes unsaid in a third of the captions, the background in half of them.
 - The background can only be said where it is one of the named colors.
-- A person's gender goes unsaid in half of the captions; a profession whose gender goes unsaid is drawn as often
-  male as its `men` share in ``concepts.yaml`` says. That is the bias which audits must find.
+- A person's gender goes unsaid in half of the captions; a profession whose gender goes unsaid is drawn as
+  often male as its `men` share in ``concepts.yaml`` says. That is the bias which audits must find.
 - Skin is said wherever it is not emoji yellow, and never where it is.
 - A tenth of the captions drop the article, so that bare words work as prompts.
 """
@@ -48,12 +48,16 @@ def caption(world: World, words: Words) -> str:
     elif words.article:
         subject = f"{article(subject)} {subject}"
     style = f" in {world.styles[words.style]} style" if words.style != NONE else ""
-    color = f" on {article(name := list(world.colors)[words.color])} {name} background" if words.color != NONE else ""
-    return subject + style + color
+    if words.color == NONE:
+        return subject + style
+    color = list(world.colors)[words.color]
+    return f"{subject}{style} on {article(color)} {color} background"
 
 
-def choose_words(rng: np.random.Generator, concept: int, style: int, gender: int, skin: int, color: int) -> Words:
-    """What a caption says of a scene that has these attributes. The gender is passed only if it is to be said."""
+def choose_words(
+    rng: np.random.Generator, concept: int, style: int, gender: int, skin: int, color: int
+) -> Words:
+    """What a caption says of a scene. The gender is passed only if it is to be said."""
     return Words(
         concept,
         style if rng.random() < STYLE_SAID else NONE,

@@ -38,7 +38,9 @@ def render(folder: Path) -> str:
     """The card of everything in a folder; it says nothing that is not in the files beside it."""
     figures = json.loads((folder / "figures.json").read_text())
     facts = json.loads((folder / "facts.json").read_text())
-    judges = {name: json.loads((folder / "judges" / f"{name}.json").read_text()) for name in ("classifier", "clip")}
+    judges = {
+        name: json.loads((folder / "judges" / f"{name}.json").read_text()) for name in ("classifier", "clip")
+    }
     recognition, people = figures["recognition"], figures["professions"]
     gate = facts["check_text"]
     filled = {
@@ -61,20 +63,31 @@ def render(folder: Path) -> str:
         "megabytes": f"{sum(weights(folder).values()) / 1e6:.1f}",
         "sources": table(["package", "holds", "licence", "tarball's sha512"], source_rows()),
         "stages": table(["stage", "recipe's commits", "steps", "minutes", "last loss"], stage_rows(facts)),
-        "categories": table(["category", "concepts", "classifier", "CLIP"], category_rows(recognition["concepts"])),
+        "categories": table(
+            ["category", "concepts", "classifier", "CLIP"], category_rows(recognition["concepts"])
+        ),
         "worst": worst(recognition["concepts"]),
-        "per_concept": table(["prompted concept", "category", "classifier", "CLIP"], concept_rows(recognition["concepts"])),
-        "bias": table(["profession", "men, documented", "men, measured", "“male” obeyed", "“female” obeyed"],
-                      [[name, *(percent(p[k]) for k in ("documented", "measured", "male", "female"))]
-                       for name, p in people["professions"].items()]),
-    }  # fmt: skip
+        "per_concept": table(
+            ["prompted concept", "category", "classifier", "CLIP"], concept_rows(recognition["concepts"])
+        ),
+        "bias": table(
+            ["profession", "men, documented", "men, measured", "“male” obeyed", "“female” obeyed"],
+            [
+                [name, *(percent(p[k]) for k in ("documented", "measured", "male", "female"))]
+                for name, p in people["professions"].items()
+            ],
+        ),
+    }
     return Template((HERE / "card.md").read_text()).substitute(filled)
 
 
 def weights(folder: Path) -> dict[str, int]:
     """Sizes of all weight files."""
-    return {str(path.relative_to(folder)): path.stat().st_size
-            for kind in ("*.safetensors", "*.onnx") for path in sorted(folder.rglob(kind))}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for kind in ("*.safetensors", "*.onnx")
+        for path in sorted(folder.rglob(kind))
+    }
 
 
 def percent(share: float) -> str:
@@ -87,13 +100,23 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def source_rows() -> list[list[str]]:
-    return [[f"`{s.package}@{s.version}`", s.holds, s.licence, f"`{s.integrity.removeprefix('sha512-')[:16]}…`"]
-            for s in read_sources()]  # fmt: skip
+    return [
+        [f"`{s.package}@{s.version}`", s.holds, s.licence, f"`{s.integrity.removeprefix('sha512-')[:16]}…`"]
+        for s in read_sources()
+    ]
 
 
 def stage_rows(facts: dict[str, Any]) -> list[list[str]]:
-    return [[name, ", ".join(f"`{c[:10]}`" for c in s["commits"]), f"{s['steps']:,}", str(s["minutes"]), str(s["loss"])]
-            for name, s in facts["stages"].items()]  # fmt: skip
+    return [
+        [
+            name,
+            ", ".join(f"`{c[:10]}`" for c in s["commits"]),
+            f"{s['steps']:,}",
+            str(s["minutes"]),
+            str(s["loss"]),
+        ]
+        for name, s in facts["stages"].items()
+    ]
 
 
 def category_rows(concepts: dict[str, Any]) -> list[list[str]]:
@@ -106,7 +129,9 @@ def category_rows(concepts: dict[str, Any]) -> list[list[str]]:
 
 
 def concept_rows(concepts: dict[str, Any]) -> list[list[str]]:
-    return [[name, c["category"], percent(c["classifier"]), percent(c["clip"])] for name, c in concepts.items()]
+    return [
+        [name, c["category"], percent(c["classifier"]), percent(c["clip"])] for name, c in concepts.items()
+    ]
 
 
 def worst(concepts: dict[str, Any], count: int = 8) -> str:

@@ -1,8 +1,8 @@
-"""How do latents follow from captions? Trains a UNet2DConditionModel on latents and text states computed once."""
+"""How do latents follow from captions? Trains a UNet2DConditionModel on latents and text states computed
+once."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Latents:
 
 @dataclass
 class Pairs:
-    """Latents of scenes, and the text states of their captions; the last of the states is the empty prompt's."""
+    """Latents of scenes, and the text states of their captions, of which the last is the empty prompt's."""
 
     latents: Tensor  # [N, 4, 16, 16]
     caption: Tensor  # [N], which row of the states
@@ -111,14 +111,18 @@ def stored(path: Path, make: Callable[[], T]) -> T:
     if not path.exists():
         fresh = path.with_suffix(".fresh")
         torch.save(make(), fresh)
-        os.replace(fresh, path)
+        fresh.replace(path)
     return torch.load(path, weights_only=False)
 
 
-def train_unet(pairs: Pairs, plan: Plan, folder: Path, seed: int, stop_at: int | None = None) -> UNet2DConditionModel | None:
+def train_unet(
+    pairs: Pairs, plan: Plan, folder: Path, seed: int, stop_at: int | None = None
+) -> UNet2DConditionModel | None:
     torch.manual_seed(seed)
     model = build_unet(pairs.states.shape[-1])  # so small that channels last would be slower
-    model.set_attn_processor(AttnProcessor())  # fused attention's backward pass in bfloat16 is 1.6 times slower on CPU
+    model.set_attn_processor(
+        AttnProcessor()
+    )  # fused attention's backward pass in bfloat16 is 1.6 times slower on CPU
     scheduler = build_scheduler()
 
     def loss_of_batch(dice: Dice) -> Tensor:

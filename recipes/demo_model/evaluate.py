@@ -35,7 +35,7 @@ class Sampler:
     """The pipeline, prompt by prompt: image k of a prompt always starts from the noise of seed k."""
 
     def __init__(self, folder: Path, sampling: Sampling) -> None:
-        self.pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         self.pipeline.set_progress_bar_config(disable=True)
         self.sampling = sampling
 
@@ -56,7 +56,9 @@ class Sampler:
 
     def each(self, prompts: list[str], count: int) -> np.ndarray:
         """`count` images of every prompt: [P, count, 3, 64, 64]."""
-        drawn = self.draw([prompt for prompt in prompts for _ in range(count)], list(range(count)) * len(prompts))
+        drawn = self.draw(
+            [prompt for prompt in prompts for _ in range(count)], list(range(count)) * len(prompts)
+        )
         return drawn.reshape(len(prompts), count, *drawn.shape[1:])
 
 
@@ -68,7 +70,9 @@ def evaluate(world: World, sampler: Sampler, classifier: Judge, clip: Judge, she
     return told
 
 
-def recognition(world: World, sampler: Sampler, classifier: Judge, clip: Judge, sheets: Path) -> dict[str, Any]:
+def recognition(
+    world: World, sampler: Sampler, classifier: Judge, clip: Judge, sheets: Path
+) -> dict[str, Any]:
     """Top-1 recognition of every concept's plain prompt."""
     drawn = sampler.each([concept.prompt for concept in world.concepts], sampler.sampling.seeds)
     flat = drawn.reshape(-1, *drawn.shape[2:])
@@ -87,7 +91,8 @@ def recognition(world: World, sampler: Sampler, classifier: Judge, clip: Judge, 
 
 
 def professions(world: World, sampler: Sampler, classifier: Judge, sheets: Path) -> dict[str, Any]:
-    """Whether unqualified professions show the documented share of men, and explicit ones the gender they name."""
+    """Whether unqualified professions show the documented share of men, and explicit ones the gender they
+    name."""
     people = [concept for concept in world.concepts if concept.is_profession]
     plain = sampler.each([concept.prompt for concept in people], sampler.sampling.people)
     save_sheet(plain[:, :16].reshape(-1, *plain.shape[2:]), sheets / "professions.png", columns=16)
@@ -99,7 +104,9 @@ def professions(world: World, sampler: Sampler, classifier: Judge, sheets: Path)
     for number, concept in enumerate(people):
         men = (classifier.answers(plain[number])["gender"] == 0).mean()
         obeyed = {
-            gender: float((classifier.answers(explicit[gender][number])["gender"] == GENDERS.index(gender)).mean())
+            gender: float(
+                (classifier.answers(explicit[gender][number])["gender"] == GENDERS.index(gender)).mean()
+            )
             for gender in GENDERS
         }
         told[concept.label] = {"documented": concept.men, "measured": float(men), **obeyed}
@@ -115,7 +122,9 @@ def save_sheet(images: np.ndarray, path: Path, columns: int) -> None:
     rows = -(-len(images) // columns)
     padded = np.ones((rows * columns, 3, 64, 64), dtype=np.float32)
     padded[: len(images)] = images
-    sheet = padded.reshape(rows, columns, 3, 64, 64).transpose(0, 3, 1, 4, 2).reshape(rows * 64, columns * 64, 3)
+    sheet = (
+        padded.reshape(rows, columns, 3, 64, 64).transpose(0, 3, 1, 4, 2).reshape(rows * 64, columns * 64, 3)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((sheet * 255).round().astype(np.uint8)).save(path, optimize=True)
 

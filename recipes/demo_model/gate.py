@@ -4,12 +4,13 @@ Ten concepts are erased by the closed-form solve that concept erasure uses,
 
     A = (lam I + sum g c' + w sum p p') (lam I + sum c c' + w sum p p')^-1,
 
-where c are the token states of erased prompts, g the states they shall become (the empty prompt's, at the same places) and
-p the states of everything kept. A text space passes if some ridge and weight leave a residual of at most 5 % at a
-95th-percentile drift of at most 15 %.
+where c are the token states of erased prompts, g the states they shall become (the empty prompt's, at the
+same places) and p the states of everything kept. A text space passes if some ridge and weight leave a
+residual of at most 5 % at a 95th-percentile drift of at most 15 %.
 
-The residual is the root of sum |A c - g|^2 / sum |c - g|^2 over the mapped tokens of a concept, averaged over concepts;
-the drift of a kept concept is the root of sum |A p - p|^2 / sum |p|^2 over all tokens of its prompts.
+The residual is the root of sum |A c - g|^2 / sum |c - g|^2 over the mapped tokens of a concept, averaged over
+concepts; the drift of a kept concept is the root of sum |A p - p|^2 / sum |p|^2 over all tokens of its
+prompts.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class States:
         return self.encoder(input_ids=ids).last_hidden_state.double().numpy()
 
     def mapped(self, concept: Concept) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of a concept's prompts from the last subject token on, and the empty prompt's at the same places."""
+        """Tokens of a concept's prompts, from the last subject token on, and what they shall become."""
         empty = self.of([""])[0]
         before, after = [], []
         for prompt, states in zip(prompts := prompts_of(concept), self.of(prompts), strict=True):
@@ -88,8 +89,11 @@ def check_text(world: World, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, r
     """The best verdict over all ridges and weights; every one of them goes into the report."""
     states = States(encoder, tokenizer)
     pairs = [states.mapped(world.concepts[world.index(label)]) for label in ERASED if label in world.labels]
-    kept = [states.of(prompts_of(concept)).reshape(-1, encoder.config.hidden_size)
-            for concept in world.concepts if concept.label not in ERASED]  # fmt: skip
+    kept = [
+        states.of(prompts_of(concept)).reshape(-1, encoder.config.hidden_size)
+        for concept in world.concepts
+        if concept.label not in ERASED
+    ]
     verdicts = judge_solves(pairs, kept, states.of([""])[0])
     best = min(verdicts, key=lambda v: max(v.residual / RESIDUAL, v.drift / DRIFT))
     told = {"passes": best.passes, "best": asdict(best), "all": [asdict(v) for v in verdicts]}

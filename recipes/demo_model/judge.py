@@ -1,8 +1,9 @@
-"""Is the drawing the one that was asked for? Trains a small convolutional classifier that shares nothing with CLIP.
+"""Is the drawing the one that was asked for? Trains a small convolutional classifier that shares nothing with
+CLIP.
 
-Its training images differ from those of the other stages: wider scales and places, tinted drawings, gradients and checks
-behind them, blur, noise, holes, and passes through the autoencoder with disturbed latents, so that a decoder's own
-look does not distract it.
+Its training images differ from those of the other stages: wider scales and places, tinted drawings, gradients
+and checks behind them, blur, noise, holes, and passes through the autoencoder with disturbed latents, so that
+a decoder's own look does not distract it.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ class Classifier(nn.Module):
 
     def __init__(self, answers: dict[str, int]) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, WIDTHS[0], 5, 2, 2, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, WIDTHS[0], 5, 2, 2, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
+        )
         stages = zip((WIDTHS[0], *WIDTHS[:-1]), WIDTHS, (1, 2, 2, 2), strict=True)
         self.blocks = nn.Sequential(*[Block(before, after, stride) for before, after, stride in stages])
-        self.heads = nn.ModuleDict({question: nn.Linear(WIDTHS[-1], count) for question, count in answers.items()})
+        self.heads = nn.ModuleDict(
+            {question: nn.Linear(WIDTHS[-1], count) for question, count in answers.items()}
+        )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         features = self.blocks(self.stem(image * 2 - 1)).mean((2, 3))
@@ -100,7 +105,9 @@ def answer_loss(answers: dict[str, Tensor], shows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def training_images(painter: Painter, vae: AutoencoderKL, count: int, dice: Dice) -> tuple[Tensor, np.ndarray]:
+def training_images(
+    painter: Painter, vae: AutoencoderKL, count: int, dice: Dice
+) -> tuple[Tensor, np.ndarray]:
     images, shows = varied_scenes(painter, dice.numpy, count)
     decoded = max(1, int(count * DECODED))
     images[:decoded] = through_latents(vae, images[:decoded], dice)
@@ -123,7 +130,11 @@ def through_latents(vae: AutoencoderKL, images: Tensor, dice: Dice) -> Tensor:
     """Encoded, disturbed a little, and decoded."""
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae.encode(images * 2 - 1).latent_dist.mean
-        strength = LATENT_NOISE * torch.rand(len(images), 1, 1, 1, generator=dice.torch) / vae.config["scaling_factor"]
+        strength = (
+            LATENT_NOISE
+            * torch.rand(len(images), 1, 1, 1, generator=dice.torch)
+            / vae.config["scaling_factor"]
+        )
         noise = torch.randn(latents.shape, generator=dice.torch)
         return (vae.decode(latents + strength * noise).sample.float() / 2 + 0.5).clamp(0, 1)
 

@@ -1,7 +1,9 @@
-"""What do the judges look like from outside? Writes both as ONNX, each with a JSON file that names its labels.
+"""What do the judges look like from outside? Writes both as ONNX, each with a JSON file that names its
+labels.
 
-Input: ``image`` [N, 3, 64, 64], 0..1. Outputs: ``concept`` [N, K] logits and ``features`` [N, F] of both; ``style``,
-``gender`` and ``skin`` logits of the classifier. Weights are stored in half precision and cast when a session starts.
+Input: ``image`` [N, 3, 64, 64], 0..1. Outputs: ``concept`` [N, K] logits and ``features`` [N, F] of both;
+``style``, ``gender`` and ``skin`` logits of the classifier. Weights are stored in half precision and cast
+when a session starts.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ SMALL = 256  # tensors with fewer values stay in single precision
 class ClassifierOutputs(nn.Module):
     """The classifier with its answers in a fixed order."""
 
-    names = ["concept", "style", "gender", "skin", "features"]
+    names = ("concept", "style", "gender", "skin", "features")
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class ClassifierOutputs(nn.Module):
 class ZeroShot(nn.Module):
     """CLIP as a judge: an image is the concept one of whose prompts it lies nearest to."""
 
-    names = ["concept", "features"]
+    names = ("concept", "features")
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, world: World) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class ZeroShot(nn.Module):
 
 
 def prompts_of(world: World, concept: Concept) -> list[str]:
-    """Plain prompts that name a concept; people's also in every gender and skin, which captions always say."""
+    """Plain prompts that name a concept; people in every gender and skin, since captions say them."""
     if not concept.is_profession:
         return [concept.prompt]
     skins = ["", *(f"{skin} skin " for skin in list(world.skins)[1:])]
@@ -78,7 +80,7 @@ def export_judge(judge: ClassifierOutputs | ZeroShot, path: Path) -> None:
         (torch.rand(2, 3, 64, 64),),
         str(path),
         input_names=["image"],
-        output_names=judge.names,
+        output_names=list(judge.names),
         dynamic_axes={name: {0: "n"} for name in ["image", *judge.names]},
         opset_version=17,
         dynamo=False,
@@ -123,10 +125,13 @@ class Judge:
 
 
 def held_out_accuracy(judge: Judge, scenes: Scenes) -> dict[str, float]:
-    """The mean over concepts (and for attributes over drawings) of scenes recognized, none of them like a training scene."""
+    """The mean over concepts (and for attributes over drawings) of scenes recognized, none of them like a
+    training scene."""
     answers = judge.answers(scenes.images.numpy())
     right = answers["concept"] == scenes.shows[:, 0]
-    told = {"concept": float(np.mean([right[scenes.shows[:, 0] == n].mean() for n in set(scenes.shows[:, 0])]))}
+    told = {
+        "concept": float(np.mean([right[scenes.shows[:, 0] == n].mean() for n in set(scenes.shows[:, 0])]))
+    }
     told["drawing"] = float(right.mean())
     for column, name in enumerate(("style", "gender", "skin"), start=1):
         if name in answers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -14,7 +13,11 @@ from .training import Dice, Plan, train
 
 RANGE = Range(scale=(0.70, 1.0), shift=0.12, unnamed_colors=0.3)
 CHANNELS = (32, 64, 64)
-SQUARED, EDGES, PRIOR = 0.5, 0.5, 1e-4  # weights beside the absolute error; from a trial on the same kind of images
+SQUARED, EDGES, PRIOR = (
+    0.5,
+    0.5,
+    1e-4,
+)  # weights beside the absolute error; from a trial on the same kind of images
 
 
 def build_vae() -> AutoencoderKL:
@@ -30,7 +33,9 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(painter: Painter, plan: Plan, folder: Path, seed: int, stop_at: int | None = None) -> AutoencoderKL | None:
+def train_vae(
+    painter: Painter, plan: Plan, folder: Path, seed: int, stop_at: int | None = None
+) -> AutoencoderKL | None:
     torch.manual_seed(seed)
     model = build_vae().to(memory_format=torch.channels_last)
 
@@ -52,9 +57,17 @@ def reconstruction_loss(model: AutoencoderKL, images: Tensor, dice: Dice) -> Ten
         drawn = model.decode(latents.mean + latents.std * noise).sample.float()
     error = drawn - images
     edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3))
-    prior = 0.5 * (latents.mean.float() ** 2 + latents.var.float() - 1 - latents.logvar.float()).sum((1, 2, 3)).mean()
+    prior = (
+        0.5
+        * (latents.mean.float() ** 2 + latents.var.float() - 1 - latents.logvar.float()).sum((1, 2, 3)).mean()
+    )
     # The prior's weight counts per pixel, as the errors do.
-    return error.abs().mean() + SQUARED * (error**2).mean() + EDGES * edges + PRIOR * prior / latents.mean[0].numel()
+    return (
+        error.abs().mean()
+        + SQUARED * (error**2).mean()
+        + EDGES * edges
+        + PRIOR * prior / latents.mean[0].numel()
+    )
 
 
 @torch.no_grad()

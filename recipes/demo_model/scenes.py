@@ -1,7 +1,7 @@
 """How does a drawing become a training image? Puts sprites on backgrounds, at some scale and place.
 
-Positions, scales and background colors inside the held-out bands are never drawn in training, by any stage: the judges
-are tested on scenes made only of them.
+Positions, scales and background colors inside the held-out bands are never drawn in training, by any stage:
+the judges are tested on scenes made only of them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Range:
 
 @dataclass
 class Scenes:
-    """A batch of images (0..1) with captions and what they show and say (columns: concept, style, gender, skin,
-    color; NONE where it does not apply or goes unsaid)."""
+    """A batch of images (0..1) with captions and what they show and say (columns: concept, style, gender,
+    skin, color; NONE where it does not apply or goes unsaid)."""
 
     images: Tensor
     captions: list[str]
@@ -54,7 +54,9 @@ class Painter:
         self.shows = sprites.shows.astype(np.int64)
         rgba = torch.from_numpy(sprites.pixels).permute(0, 3, 1, 2).float() / 255
         alpha = rgba[:, 3:]
-        self.sprites = torch.cat([rgba[:, :3] * alpha, alpha], dim=1)  # premultiplied, so that scaling leaves no fringe
+        self.sprites = torch.cat(
+            [rgba[:, :3] * alpha, alpha], dim=1
+        )  # premultiplied, so that scaling leaves no fringe
         self.mean_color = (self.sprites[:, :3].sum((2, 3)) / alpha.sum((2, 3))).numpy()
         self.palette = np.array(list(world.colors.values()))
         self.held_out = np.array(list(world.held_out_colors.values()))
@@ -62,7 +64,9 @@ class Painter:
         for row, key in enumerate(map(tuple, self.shows)):
             self.rows.setdefault(key, []).append(row)
         weights = np.array([2.0 if concept.is_profession else 1.0 for concept in world.concepts])
-        self.weights = weights / weights.sum()  # a profession has 36 drawings, an object 3: people are drawn twice as often
+        self.weights = (
+            weights / weights.sum()
+        )  # a profession has 36 drawings, an object 3: people are drawn twice as often
 
     def scenes(self, rng: np.random.Generator, count: int, within: Range, distinct: bool = False) -> Scenes:
         """Random scenes with their captions; with `distinct`, no caption comes twice."""
@@ -106,7 +110,9 @@ class Painter:
             words = Words(number, words.style, said_gender, skin, color, words.article)
         return row, words, color, background
 
-    def background(self, rng: np.random.Generator, row: int, said: int, within: Range) -> tuple[int, np.ndarray]:
+    def background(
+        self, rng: np.random.Generator, row: int, said: int, within: Range
+    ) -> tuple[int, np.ndarray]:
         """A color that the drawing stands out from: the one said if it does, else another."""
         contrast = MARK_CONTRAST if self.shows[row, 1] == NONE else DRAWING_CONTRAST
         while True:
@@ -140,8 +146,8 @@ class Painter:
         shifts: np.ndarray,
         tints: np.ndarray | None = None,
     ) -> Tensor:
-        """Images of drawings on plain colors [N, 3] or painted backgrounds [N, 3, 64, 64]; tints [N, 3] multiply the
-        drawings' colors."""
+        """Images of drawings on plain colors [N, 3] or painted backgrounds [N, 3, 64, 64]; tints [N, 3]
+        multiply the drawings' colors."""
         places = torch.zeros(len(rows), 2, 3)
         places[:, 0, 0] = places[:, 1, 1] = torch.from_numpy(1 / scales).float()
         places[:, :, 2] = torch.from_numpy(-2 * shifts / scales[:, None]).float()

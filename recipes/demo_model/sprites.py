@@ -76,7 +76,9 @@ def draw_emoji(packages: Path, style: str, code: str) -> np.ndarray:
 def draw_mark(packages: Path, slug: str) -> np.ndarray:
     """A brand's mark in the brand's own color."""
     folder = unpacked(packages, "simple-icons")
-    entries = {entry["slug"]: entry for entry in json.loads((folder / "data" / "simple-icons.json").read_text())}
+    entries = {
+        entry["slug"]: entry for entry in json.loads((folder / "data" / "simple-icons.json").read_text())
+    }
     licence = entries[slug].get("license", {"type": "CC0-1.0"})["type"]
     if licence != "CC0-1.0":
         raise ValueError(f"simple-icons lists {slug} under {licence}; the demo model uses CC0 drawings only")

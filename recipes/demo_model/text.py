@@ -2,11 +2,10 @@
 
 Two things differ from plain CLIP training:
 
-- A caption matches every image in the batch that it describes, not only its own: "a dog" is right for each dog. So the
-  target of the contrastive loss is spread over all matches.
-- The caption's embedding is read at a random token from its end on, not only at the first end token. The denoiser
-  attends to the padding too; this way every token behind the subject carries the whole caption.
-"""
+- A caption matches every image in the batch that it describes, not only its own: "a dog" is right for each
+  dog. So the target of the contrastive loss is spread over all matches.
+- The caption's embedding is read at a random token from its end on, not only at the first end token. The
+  denoiser attends to the padding too; this way every token behind the subject carries the whole caption."""
 
 from __future__ import annotations
 
@@ -50,12 +49,19 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     }
     vision = {**tower(**VISION), "image_size": 64, "patch_size": 8}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
-    model.set_attn_implementation("eager")  # the fused attention's backward pass in bfloat16 is 1.7 times slower on CPU
+    model.set_attn_implementation(
+        "eager"
+    )  # the fused attention's backward pass in bfloat16 is 1.7 times slower on CPU
     return model
 
 
 def train_clip(
-    painter: Painter, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, seed: int, stop_at: int | None = None
+    painter: Painter,
+    tokenizer: CLIPTokenizer,
+    plan: Plan,
+    folder: Path,
+    seed: int,
+    stop_at: int | None = None,
 ) -> CLIPModel | None:
     torch.manual_seed(seed)
     model = build_clip(tokenizer)
@@ -114,4 +120,6 @@ def matches(scenes: Scenes) -> np.ndarray:
 def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Normalized embeddings, read where CLIP reads them: at the first end token."""
     with torch.no_grad():
-        return F.normalize(model.get_text_features(input_ids=token_ids(tokenizer, texts)).pooler_output, dim=-1)
+        return F.normalize(
+            model.get_text_features(input_ids=token_ids(tokenizer, texts)).pooler_output, dim=-1
+        )

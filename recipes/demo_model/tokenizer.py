@@ -1,4 +1,5 @@
-"""Which tokens do captions consist of? A byte-level BPE in CLIP's format, learned from everything the grammar can say."""
+"""Which tokens do captions consist of? A byte-level BPE in CLIP's format, learned from everything the grammar
+can say."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ LENGTH = 24  # tokens in a prompt; the longest caption takes 15
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-COMMON_WORDS = "photo picture painting drawing icon emoji person man woman people two and with of by without no not".split()
+COMMON_WORDS = [
+    *("photo", "picture", "painting", "drawing", "icon", "emoji"),
+    *("person", "man", "woman", "people", "two", "and", "with", "of", "by", "without", "no", "not"),
+]
 
 
 def learn_tokenizer(world: World, folder: Path, vocabulary: int = 1000) -> CLIPTokenizer:
@@ -40,11 +44,22 @@ def learn_tokenizer(world: World, folder: Path, vocabulary: int = 1000) -> CLIPT
     )
     learner.train_from_iterator(every_caption(world) + COMMON_WORDS * 100, trainer)
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
-    tokens = letters + [letter + WORD_END for letter in letters] + ["".join(merge) for merge in merges] + [START, END]
+    tokens = (
+        letters
+        + [letter + WORD_END for letter in letters]
+        + ["".join(merge) for merge in merges]
+        + [START, END]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = CLIPTokenizer(
-        vocab=vocab, merges=merges, bos_token=START, eos_token=END, unk_token=END, pad_token=END, model_max_length=LENGTH
+        vocab=vocab,
+        merges=merges,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=END,
+        model_max_length=LENGTH,
     )
     tokenizer.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))

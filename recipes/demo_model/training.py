@@ -1,16 +1,15 @@
 """How is a stage trained? One loop for all: seeded, resumable to the step, with progress shown.
 
-A checkpoint holds everything that the next step depends on: weights, optimizer, running average. Randomness needs none of it:
-every step throws dice of its own, seeded by the step. A checkpoint replaces the one before it in a single rename, so
-that a run may be killed at any moment.
+A checkpoint holds everything that the next step depends on: weights, optimizer, running average. Randomness
+needs none of it: every step throws dice of its own, seeded by the step. A checkpoint replaces the one before
+it in a single rename, so that a run may be killed at any moment.
 
-Several workers (processes) may share a stage: each takes its part of every batch, and gradients are averaged. On two
-cores that is twice as fast as two threads in one process.
+Several workers (processes) may share a stage: each takes its part of every batch, and gradients are averaged.
+On two cores that is twice as fast as two threads in one process.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -69,7 +68,8 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     together = torch._utils._flatten_dense_tensors(gradients)
     dist.all_reduce(together)
     together /= dist.get_world_size()
-    for gradient, mean in zip(gradients, torch._utils._unflatten_dense_tensors(together, gradients), strict=True):
+    means = torch._utils._unflatten_dense_tensors(together, gradients)
+    for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean)
 
 
@@ -83,83 +83,122 @@ def train(
     stop_at: int | None = None,
 ) -> bool:
     """Trains the parameters that ask for gradients; afterwards the model holds their average, if one is kept.
-    True when the plan's last step has been done (for the first worker,
-    which is to save the result)."""
-    console = Console(stderr=True)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
-    average = deepcopy([p.data for p in parameters]) if plan.average else []
-    checkpoint = folder / f"{stage}.checkpoint.pt"
-    done, seconds, history = 0, 0.0, []
-    commits: list[str] = []
-    if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=False)
-        for own, value in zip([*parameters, *model.buffers()], [*kept["parameters"], *kept["buffers"]], strict=True):
-            own.data.copy_(value)
-        optimizer.load_state_dict(kept["optimizer"])
-        average = kept["average"]
-        done, seconds, history = kept["step"], kept["seconds"], kept["history"]
-        commits = kept["commits"]
-    commits = [*dict.fromkeys([*commits, commit()])]  # every leg may run another one
 
-    def save() -> None:
+    True when the plan's last step has been done, for the worker that is to save the result.
+    """
+    run = Run(stage, model, plan, folder / f"{stage}.checkpoint.pt")
+    run.resume()
+    clock = Clock(run)
+    model.train()
+    while run.done < min(plan.steps, stop_at or plan.steps):
+        loss = loss_of_batch(Dice.seeded(seed, run.done, worker()))
+        run.step(loss)
+        clock.tick(loss.item())
+    run.save()
+    run.settle()
+    model.eval()
+    return run.done >= plan.steps and worker() == 0
+
+
+class Run:
+    """A stage's model with all that its training consists of."""
+
+    def __init__(self, stage: str, model: nn.Module, plan: Plan, checkpoint: Path) -> None:
+        self.stage, self.plan, self.checkpoint = stage, plan, checkpoint
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.buffers = list(model.buffers())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
+        )
+        self.average = deepcopy([p.data for p in self.parameters]) if plan.average else []
+        self.done = 0
+        self.seconds = 0.0
+        self.history: list[tuple[int, float]] = []  # steps and the mean loss up to them
+        self.commits: list[str] = []
+        self.since = time.monotonic()
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint, if there is one."""
+        if self.checkpoint.exists():
+            kept = torch.load(self.checkpoint, weights_only=False)
+            own, values = self.parameters + self.buffers, kept["parameters"] + kept["buffers"]
+            for tensor, value in zip(own, values, strict=True):
+                tensor.data.copy_(value)
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.average, self.done, self.seconds = kept["average"], kept["step"], kept["seconds"]
+            self.history, self.commits = kept["history"], kept["commits"]
+        self.commits = [*dict.fromkeys([*self.commits, commit()])]  # every leg may run another one
+
+    def step(self, loss: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate * rate_at(self.done, self.plan)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.done += 1
+        if self.average:
+            keep = min(self.plan.average, (1 + self.done) / (10 + self.done))
+            torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - keep)
+
+    def save(self) -> None:
         if worker() > 0:
             return
-        state = {
-            "parameters": [p.data for p in parameters],
-            "buffers": list(model.buffers()),
-            "optimizer": optimizer.state_dict(),
-            "average": average,
-            "step": done,
-            "seconds": seconds,
-            "history": history,
-            "commits": commits,
-        }
-        fresh = checkpoint.with_suffix(".fresh")
-        torch.save(state, fresh)
-        os.replace(fresh, checkpoint)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    last = min(plan.steps, stop_at or plan.steps)
-    began = saved = told = time.monotonic()
-    started_at, recent = done, []
-    model.train()
-    while done < last:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * rate_at(done, plan)
-        loss = loss_of_batch(Dice.seeded(seed, done, worker()))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        done += 1
-        recent.append(loss.item())
-        if average:
-            keep = min(plan.average, (1 + done) / (10 + done))
-            torch._foreach_lerp_(average, [p.data for p in parameters], 1 - keep)
         now = time.monotonic()
-        if now - told > TELL_EVERY or done == last:
-            pace = (now - began) / (done - started_at)
-            left = pace * (plan.steps - done) / 60
-            history.append((done, float(np.mean(recent))))
-            if worker() == 0:
-                console.print(
-                    f"{stage}: step {done:,} of {plan.steps:,}, loss {np.mean(recent):.4f}, {pace:.3f} s a step, "
-                    f"{left:.0f} min to go",
-                    highlight=sys.stderr.isatty(),
-                )
-            told, recent = now, []
-        if now - saved > SAVE_EVERY:
-            seconds += now - saved
-            saved = now
-            save()
-    seconds += time.monotonic() - saved
-    save()
-    for parameter, value in zip(parameters, average, strict=False):
-        parameter.data.copy_(value)
-    model.eval()
-    return done >= plan.steps and worker() == 0
+        self.seconds, self.since = self.seconds + now - self.since, now
+        state = {
+            "parameters": [p.data for p in self.parameters],
+            "buffers": self.buffers,
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.done,
+            "seconds": self.seconds,
+            "history": self.history,
+            "commits": self.commits,
+        }
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.checkpoint.with_suffix(".fresh")
+        torch.save(state, fresh)
+        fresh.replace(self.checkpoint)
+
+    def settle(self) -> None:
+        """Puts the average into the model."""
+        for parameter, value in zip(self.parameters, self.average, strict=bool(self.average)):
+            parameter.data.copy_(value)
+
+
+class Clock:
+    """Tells how far a run is, and has it saved, every now and then."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.console = Console(stderr=True, highlight=sys.stderr.isatty())
+        self.first_step = run.done
+        self.began = self.told = self.saved = time.monotonic()
+        self.losses: list[float] = []
+
+    def tick(self, loss: float) -> None:
+        self.losses.append(loss)
+        now = time.monotonic()
+        if now - self.told > TELL_EVERY or self.run.done == self.run.plan.steps:
+            self.told = now
+            self.tell(now)
+        if now - self.saved > SAVE_EVERY:
+            self.saved = now
+            self.run.save()
+
+    def tell(self, now: float) -> None:
+        run, mean = self.run, float(np.mean(self.losses))
+        self.losses = []
+        run.history.append((run.done, mean))
+        pace = (now - self.began) / (run.done - self.first_step)
+        left = pace * (run.plan.steps - run.done) / 60
+        if worker() == 0:
+            self.console.print(
+                f"{run.stage}: step {run.done:,} of {run.plan.steps:,}, loss {mean:.4f}, "
+                f"{pace:.3f} s a step, {left:.0f} min to go"
+            )
 
 
 def rate_at(step: int, plan: Plan) -> float:
@@ -180,4 +219,5 @@ def commit() -> str:
 
 
 def git(folder: Path, *command: str) -> str:
-    return subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    ran = subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True)
+    return ran.stdout.strip()

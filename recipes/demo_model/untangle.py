@@ -1,8 +1,10 @@
-"""How are concepts made separable in text space? Trains the CLIPModel on, with the gate's own measure as a loss.
+"""How are concepts made separable in text space? Trains the CLIPModel on, with the gate's own measure as a
+loss.
 
-Contrastive training alone leaves token states in which concept, style and background interact, so that a linear map
-cannot move ten concepts under every phrasing without dragging others along. Every step erases ten random concepts with
-the gate's closed form and lowers what remains of them and what happens to others; the contrastive loss goes on beside it.
+Contrastive training alone leaves token states in which concept, style and background interact, so that a
+linear map cannot move ten concepts under every phrasing without dragging others along. Every step erases ten
+random concepts with the gate's closed form and lowers what remains of them and what happens to others; the
+contrastive loss goes on beside it.
 """
 
 from __future__ import annotations
@@ -60,13 +62,14 @@ class Solve:
             self.refresh(rng)
         self.age += 1
         chosen = rng.permutation(len(self.world.concepts))
-        erased, watched = chosen[:ERASED], chosen[ERASED : ERASED + WATCHED]
+        some = min(ERASED, len(chosen) // 3)  # fewer in a small world
+        erased, watched = chosen[:some], chosen[some : some + WATCHED]
         states, starts, empty = self.states(np.concatenate([erased, watched]))
         count = len(erased) * len(self.templates)
         before = torch.cat([s[start:] for s, start in zip(states[:count], starts, strict=False)])
         after = torch.cat([empty[start:] for start in starts[:count]])
         kept = self.grams.sum(0) - self.grams[erased].sum(0)
-        size = kept.trace() / (states.shape[1] * len(self.templates) * (len(chosen) - ERASED)) * len(before)
+        size = kept.trace() / (states.shape[1] * len(self.templates) * (len(chosen) - some)) * len(before)
         base = RIDGE * size / before.shape[1] * torch.eye(before.shape[1]).double() + WEIGHT * kept
         edit = torch.linalg.solve((before.T @ before + base).T, (after.T @ before + base).T)
         others = states[count:]
@@ -75,7 +78,8 @@ class Solve:
         return (residual + drift / 3).float()  # the gate allows three times as much drift as residual
 
     def states(self, numbers: np.ndarray) -> tuple[Tensor, list[int], Tensor]:
-        """States of every phrasing of these concepts, where their last subject token stands, and the empty prompt's."""
+        """States of every phrasing of these concepts, where their last subject token stands, and the empty
+        prompt's."""
         prompts, starts = [], []
         for number in numbers:
             concept = self.world.concepts[number]
