@@ -5,10 +5,11 @@ component's config, or a name: one that the caller chooses at run time.
 Source: optimum-onnx, `optimum/onnxruntime/modeling_diffusion.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..specs.errors import Fault, InputError
 from .ir import Component, Pipeline
 
 Dimension = int | str
@@ -38,11 +39,26 @@ class Interface:
 
 
 def interfaces(pipeline: Pipeline) -> tuple[Interface, ...]:
-    """Return the graphs of a pipeline, in the order in which they are written."""
-    texts = [_text_encoder(component) for component in pipeline.of_role("text")]
-    denoisers = [_denoiser(component) for component in pipeline.of_role("denoiser")]
-    vaes = [part(component) for component in pipeline.of_role("vae") for part in (_decoder, _encoder)]
-    return (*texts, *denoisers, *vaes)
+    """Return the graphs of a pipeline, in the order in which they are written.
+
+    Raises:
+        InputError: a config lacks a size.
+    """
+    return tuple(
+        _read(part, component)
+        for role, parts in PARTS.items()
+        for component in pipeline.of_role(role)
+        for part in parts
+    )
+
+
+def _read(part: Callable[[Component], Interface], component: Component) -> Interface:
+    """Return a part of a component. Raises InputError where the config lacks what the part needs."""
+    try:
+        return part(component)
+    except (KeyError, TypeError, ValueError) as error:
+        where = str(component.folder / "config.json")
+        raise InputError(Fault("E_CONFIG", f"the config lacks a usable {error}", where)) from error
 
 
 def _text_encoder(component: Component) -> Interface:
@@ -105,3 +121,10 @@ def _encoder(component: Component) -> Interface:
 def _halvings(config: Mapping[str, Any]) -> int:
     """Return by how much a network of blocks makes an image smaller: by 2 between two blocks."""
     return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+PARTS: Mapping[str, tuple[Callable[[Component], Interface], ...]] = {
+    "text": (_text_encoder,),
+    "denoiser": (_denoiser,),
+    "vae": (_decoder, _encoder),
+}

@@ -45,11 +45,15 @@ class Family:
     left_out: tuple[str, ...] = ()
     # component -> what some versions of its library write before every module name, and others do not
     optional_prefixes: dict[str, str] = field(default_factory=dict)
+    # component -> part of a dotted name as older versions wrote it -> as today's write it
+    old_names: dict[str, dict[str, str]] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
 
     def module_name(self, component: str, name: str) -> str:
         """Return a tensor's or module's name in the one spelling that all library versions share."""
-        return name.removeprefix(self.optional_prefixes.get(component, ""))
+        old = self.old_names.get(component, {})
+        parts = name.removeprefix(self.optional_prefixes.get(component, "")).split(".")
+        return ".".join(old.get(part, part) for part in parts)
 
 
 @cache

@@ -1,0 +1,209 @@
+"""Skeletons: what they hold, what their key depends on, and that the same structure is the same bytes."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import onnx
+import pytest
+from emitting import graphs, load
+
+from retouch.compiler import capture
+from retouch.compiler.capture import Binding, Skeleton, skeleton_of, structure_of
+from retouch.compiler.interfaces import Interface, interfaces
+from retouch.compiler.ir import GraphEdit
+from retouch.specs.canonical import digest_of
+from retouch.specs.errors import InputError
+
+FOLDERS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+MADE = Skeleton("0" * 64, b"graph", (Binding("a", "float32", (2, 3), (3, 2), True),))
+
+
+def interface(tiny: Path, folder: str = "unet", **config: Any) -> Interface:
+    """Return a graph of the tiny pipeline, with some keys of its config changed."""
+    (found,) = (each for each in interfaces(load(tiny)) if each.folder == folder)
+    component = found.component
+    changed = MappingProxyType({**component.config, **config})
+    return replace(found, component=replace(component, config=changed))
+
+
+def key(found: Interface, *edits: GraphEdit) -> str:
+    return digest_of(structure_of(found, edits))
+
+
+@pytest.mark.parametrize("change", [{"norm_eps": 1e-6}, {"flip_sin_to_cos": False}, {"act_fn": "gelu"}])
+def test_one_config_value_changes_the_key(tiny: Path, change: dict[str, Any]) -> None:
+    assert key(interface(tiny, **change)) != key(interface(tiny))
+
+
+def test_where_a_config_came_from_does_not_change_the_key(tiny: Path) -> None:
+    assert key(interface(tiny, _name_or_path="elsewhere", _diffusers_version="0.0")) == key(interface(tiny))
+
+
+def test_a_graph_edit_changes_the_key_of_its_component_only(tiny: Path) -> None:
+    edit = GraphEdit("unet", "baked_negative")
+    assert key(interface(tiny), edit) != key(interface(tiny))
+    assert key(interface(tiny, "vae_decoder"), edit) == key(interface(tiny, "vae_decoder"))
+
+
+def test_the_key_names_the_capturing_code_and_libraries(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key(interface(tiny))
+    monkeypatch.setattr(capture, "version", lambda name: "0.0")
+    assert key(interface(tiny)) != before
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_skeleton_is_a_valid_graph_without_weights(tiny: Path, skeletons: Path, folder: str) -> None:
+    found, skeleton = graphs(load(tiny), skeletons)[folder]
+    model = onnx.load_model_from_string(skeleton.graph)
+    external = {
+        each.name for each in model.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL
+    }
+    assert external == {binding.name for binding in skeleton.weights}
+    inline = sum(each.ByteSize() for each in model.graph.initializer if each.name not in external)
+    assert inline < 4096
+    assert [port.name for port in model.graph.input] == [port.name for port in found.inputs]
+    assert [port.name for port in model.graph.output] == [port.name for port in found.outputs]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_weights_lie_dense_and_in_order(tiny: Path, skeletons: Path, folder: str) -> None:
+    _, skeleton = graphs(load(tiny), skeletons)[folder]
+    model = onnx.load_model_from_string(skeleton.graph)
+    places = {
+        each.name: {entry.key: entry.value for entry in each.external_data}
+        for each in model.graph.initializer
+        if each.data_location == onnx.TensorProto.EXTERNAL
+    }
+    offset = 0
+    for binding in skeleton.weights:
+        place = places[binding.name]
+        assert (place["location"], int(place["offset"])) == ("model.onnx_data", offset)
+        assert int(place["length"]) == binding.size
+        offset += binding.size
+    assert offset == skeleton.size
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_node_only_rearranges_a_weight(tiny: Path, skeletons: Path, folder: str) -> None:
+    _, skeleton = graphs(load(tiny), skeletons)[folder]
+    model = onnx.load_model_from_string(skeleton.graph)
+    weights = {binding.name for binding in skeleton.weights}
+    idle = {"Transpose", "Unsqueeze", "Identity", "Cast", "CastLike"}
+    assert not [node.name for node in model.graph.node if node.op_type in idle and weights & {*node.input}]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_nothing_tells_where_a_graph_was_made(tiny: Path, skeletons: Path, folder: str) -> None:
+    _, skeleton = graphs(load(tiny), skeletons)[folder]
+    model = onnx.load_model_from_string(skeleton.graph)
+    assert not model.producer_version
+    assert not model.doc_string
+    assert b"site-packages" not in skeleton.graph
+    assert b"pkg.torch" not in skeleton.graph
+    assert [node for node in model.graph.node if node.metadata_props or node.doc_string] == []
+
+
+CODE = """
+import hashlib, sys
+from pathlib import Path
+from retouch.compiler.capture import skeleton_of
+from retouch.compiler.interfaces import interfaces
+from retouch.compiler.load import load_pipeline
+
+for interface in interfaces(load_pipeline(Path(sys.argv[1]), "ddim", 5)):
+    if interface.folder in sys.argv[3:]:
+        skeleton = skeleton_of(interface, (), Path(sys.argv[2]))
+        print(interface.folder, hashlib.sha256(skeleton.graph).hexdigest(), "torch" in sys.modules)
+"""
+
+
+def in_process(model: Path, cache: Path, folder: Path, seed: str, *graphs: str) -> str:
+    """Return the digests of graphs that another interpreter makes, in another folder."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", CODE, str(model), str(cache), *graphs]
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return ran.stdout
+
+
+def test_another_process_makes_the_same_bytes(tiny: Path, skeletons: Path, tmp_path: Path) -> None:
+    """Another hash seed, another working folder, an empty cache: the graph that this process knows."""
+    _, known = graphs(load(tiny), skeletons)["unet"]
+    made = in_process(tiny, tmp_path / "cache", tmp_path / "elsewhere", "1", "unet").split()
+    assert made == ["unet", hashlib.sha256(known.graph).hexdigest(), "True"]
+
+
+def test_a_warm_cache_needs_no_torch(tiny: Path, skeletons: Path, tmp_path: Path) -> None:
+    known = {
+        name: hashlib.sha256(skeleton.graph) for name, (_, skeleton) in graphs(load(tiny), skeletons).items()
+    }
+    lines = in_process(tiny, skeletons, tmp_path, "0", *FOLDERS).splitlines()
+    assert sorted(lines) == sorted(f"{name} {digest.hexdigest()} False" for name, digest in known.items())
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make capturing free; return the folders that were captured."""
+    calls: list[str] = []
+
+    def made(found: Interface, key: str) -> Skeleton:
+        calls.append(found.folder)
+        return replace(MADE, key=key)
+
+    monkeypatch.setattr(capture, "_capture", made)
+    return calls
+
+
+def test_a_whole_entry_is_captured_once(tiny: Path, tmp_path: Path, captured: list[str]) -> None:
+    first = skeleton_of(interface(tiny), (), tmp_path)
+    assert skeleton_of(interface(tiny), (), tmp_path) == first
+    assert captured == ["unet"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "skeleton.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "lose"])
+def test_a_corrupt_entry_is_made_again(
+    tiny: Path, tmp_path: Path, captured: list[str], name: str, damage: str
+) -> None:
+    first = skeleton_of(interface(tiny), (), tmp_path)
+    file = tmp_path / first.key / name
+    content = file.read_bytes()
+    # The last byte of JSON is a newline that nothing rests on.
+    broken = {"cut": content[:2], "flip": content[:3] + bytes([content[3] ^ 1]) + content[4:]}
+    file.unlink() if damage == "lose" else file.write_bytes(broken[damage])
+    assert skeleton_of(interface(tiny), (), tmp_path) == first
+    assert captured == ["unet", "unet"]
+    assert file.read_bytes() == content
+
+
+def test_another_weight_list_under_a_valid_graph_is_corrupt(
+    tiny: Path, tmp_path: Path, captured: list[str]
+) -> None:
+    first = skeleton_of(interface(tiny), (), tmp_path)
+    file = tmp_path / first.key / "skeleton.json"
+    record = json.loads(file.read_bytes())
+    record["weights"][0]["transposed"] = False
+    file.write_text(json.dumps(record))
+    assert skeleton_of(interface(tiny), (), tmp_path) == first
+    assert len(captured) == 2
+
+
+def test_no_half_made_entry_is_left(tiny: Path, tmp_path: Path, captured: list[str]) -> None:
+    found = skeleton_of(interface(tiny), (), tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [found.key]
+    shutil.rmtree(tmp_path / found.key)
+    assert captured == ["unet"]
+
+
+def test_a_config_that_describes_no_module_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be traced"):
+        skeleton_of(interface(tiny, down_block_types=["NoSuchBlock"]), (), tmp_path)
+    assert list(tmp_path.iterdir()) == []
