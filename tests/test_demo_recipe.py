@@ -15,6 +15,8 @@ sys.path.append(str(ROOT))  # the recipe is no part of the package
 for needed in ("diffusers", "peft", "resvg_py", "torch", "transformers", "onnx"):
     pytest.importorskip(needed)
 
+import torch  # noqa: E402
+
 from recipes.demo_model import captions, card, denoiser, fetch, judges, scenes, sprites, training, world  # noqa: E402
 from recipes.demo_model.__main__ import STAGES, Recipe  # noqa: E402
 
@@ -64,22 +66,24 @@ def test_a_finished_stage_does_nothing(finished: Recipe) -> None:
     assert weights.stat().st_mtime_ns == before
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+def trained(folder: Path, stops: list[int | None]) -> list[float]:
+    """Return what a linear model has learned after legs that stop at these steps."""
     plan = training.Plan(steps=6, batch=4, rate=0.1, average=0.9)
+    weights: list[float] = []
+    for stop in stops:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
 
-    def trained(folder: Path, *stops: int | None) -> list[float]:
-        for stop in stops:
-            torch.manual_seed(0)
-            model = torch.nn.Linear(3, 1)
+        def loss(dice: training.Dice, model: torch.nn.Linear = model) -> torch.Tensor:
+            return (model(torch.randn(4, 3, generator=dice.torch)) - dice.numpy.random()).square().mean()
 
-            def loss(dice: training.Dice, model: torch.nn.Module = model):
-                return (model(torch.randn(4, 3, generator=dice.torch)) - dice.numpy.random()).square().mean()
+        training.train("stage", model, loss, plan, folder, seed=3, stop_at=stop)
+        weights = model.weight.flatten().tolist()
+    return weights
 
-            training.train("stage", model, loss, plan, folder, seed=3, stop_at=stop)
-        return model.weight.flatten().tolist()
 
-    assert trained(tmp_path / "once", None) == trained(tmp_path / "twice", 2, None)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    assert trained(tmp_path / "once", [None]) == trained(tmp_path / "twice", [2, None])
 
 
 def test_adapter_layouts_hold_the_same(finished: Recipe) -> None:
@@ -130,15 +134,14 @@ shipped = pytest.mark.skipif(not (DEMO / "README.md").exists(), reason="the demo
 
 @shipped
 def test_shipped_model_draws() -> None:
-    import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     pipeline = StableDiffusionPipeline.from_pretrained(DEMO / "model", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     noise = [torch.Generator().manual_seed(seed) for seed in range(4)]
     images = pipeline(
         ["the nike logo"] * 4, num_inference_steps=12, guidance_scale=3.0, generator=noise, output_type="np"
-    ).images
+    ).images  # pyright: ignore[reportAttributeAccessIssue]
     judge = judges.Judge(DEMO / "judges" / "classifier.onnx")
     answers = judge.answers(np.moveaxis(np.asarray(images), 3, 1).astype(np.float32))["concept"]
     assert (answers == world.read_world().index("nike logo")).mean() >= 0.75

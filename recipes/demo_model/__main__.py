@@ -18,6 +18,10 @@ folder, goes on from its checkpoint if it was stopped, and does nothing if it is
     card         the model's README, from the figures
 """
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import argparse

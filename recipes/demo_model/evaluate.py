@@ -1,5 +1,9 @@
 """Does the model draw what it is asked, and how biased is it? Measures a pipeline folder with both judges."""
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import json
@@ -49,7 +53,7 @@ class Sampler:
                 guidance_scale=self.sampling.guidance,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + BATCH]],
                 output_type="np",
-            ).images  # type: ignore[union-attr]
+            ).images
             drawn.append(np.moveaxis(np.asarray(images), 3, 1))
             CONSOLE.print(f"evaluate: {min(start + BATCH, len(prompts)):,} of {len(prompts):,} images")
         return np.concatenate(drawn).astype(np.float32)

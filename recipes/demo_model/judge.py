@@ -6,6 +6,10 @@ and checks behind them, blur, noise, holes, and passes through the autoencoder w
 a decoder's own look does not distract it.
 """
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from pathlib import Path

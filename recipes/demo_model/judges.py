@@ -6,6 +6,10 @@ Input: ``image`` [N, 3, 64, 64], 0..1. Outputs: ``concept`` [N, K] logits and ``
 when a session starts.
 """
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import hashlib
@@ -48,6 +52,7 @@ class ZeroShot(nn.Module):
     """CLIP as a judge: an image is the concept one of whose prompts it lies nearest to."""
 
     names = ("concept", "features")
+    texts: Tensor
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, world: World) -> None:
         super().__init__()

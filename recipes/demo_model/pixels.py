@@ -1,5 +1,9 @@
 """How do images become latents? Trains an AutoencoderKL that shrinks each side four times."""
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -7,6 +7,10 @@ Two things differ from plain CLIP training:
 - The caption's embedding is read at a random token from its end on, not only at the first end token. The
   denoiser attends to the padding too; this way every token behind the subject carries the whole caption."""
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -105,7 +109,7 @@ def embed_images(model: CLIPModel, images: Tensor) -> Tensor:
 
 def random_end(ids: Tensor, tokenizer: CLIPTokenizer, dice: Dice) -> Tensor:
     """For each caption its first end token (every other time) or any token of its padding."""
-    first = (ids == tokenizer.eos_token_id).int().argmax(1)
+    first = ids.eq(tokenizer.eos_token_id).int().argmax(1)
     ahead = torch.rand(len(ids), generator=dice.torch) * (LENGTH - first)
     padding = torch.rand(len(ids), generator=dice.torch) < 0.5
     return first + (ahead * padding).long()

@@ -1,6 +1,10 @@
 """Which tokens do captions consist of? A byte-level BPE in CLIP's format, learned from everything the grammar
 can say."""
 
+# The libraries' own annotations are narrower than what they take and give.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import json

@@ -65,12 +65,11 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    together = torch._utils._flatten_dense_tensors(gradients)
+    together = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(together)
     together /= dist.get_world_size()
-    means = torch._utils._unflatten_dense_tensors(together, gradients)
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean)
+    for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def train(
@@ -140,7 +139,8 @@ class Run:
         self.done += 1
         if self.average:
             keep = min(self.plan.average, (1 + self.done) / (10 + self.done))
-            torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - keep)
+            for mean, parameter in zip(self.average, self.parameters, strict=True):
+                mean.lerp_(parameter.data, 1 - keep)
 
     def save(self) -> None:
         if worker() > 0:
