@@ -4,7 +4,17 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 # Libraries whose version can change a byte of an artefact.
-_LIBRARIES = ("diffusers", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "tokenizers", "torch", "transformers")
+_LIBRARIES = (
+    "diffusers",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 
 def retouch_version() -> str:
@@ -32,4 +42,10 @@ def _cpu_capability() -> str:
     """Return the vector instructions that NumPy found: they decide the last bits of a product."""
     from numpy._core._multiarray_umath import __cpu_features__ as features
 
-    return " ".join(sorted(name for name, present in features.items() if present and name.startswith(("AVX", "FMA", "ASIMD", "NEON"))))
+    return " ".join(
+        sorted(
+            name
+            for name, present in features.items()
+            if present and name.startswith(("AVX", "FMA", "ASIMD", "NEON"))
+        )
+    )

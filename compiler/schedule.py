@@ -26,7 +26,9 @@ def in_order(edits: Iterable[Pass]) -> list[Pass]:
     return sorted(edits, key=lambda edit: edit.stage)
 
 
-def carry_out(pipeline: Pipeline, edits: Iterable[Pass], on_pass: Callable[[Carried], None] = lambda _: None) -> list[Carried]:
+def carry_out(
+    pipeline: Pipeline, edits: Iterable[Pass], on_pass: Callable[[Carried], None] = lambda _: None
+) -> list[Carried]:
     """Run passes on a pipeline and return what each was given and returned; nothing is computed yet.
 
     Raises:

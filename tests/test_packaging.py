@@ -13,7 +13,9 @@ PARTS = ("compiler", "passes", "runtime", "specs")
 
 
 def tracked() -> list[str]:
-    listing = subprocess.run(["git", "ls-files", *PARTS], cwd=ROOT, check=True, capture_output=True, text=True)
+    listing = subprocess.run(
+        ["git", "ls-files", *PARTS], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     return [path for path in listing.stdout.splitlines() if (ROOT / path).exists()]
 
 
@@ -31,7 +33,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         copy = source / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes((ROOT / path).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(out),
+        str(source),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return zipfile.ZipFile(next(out.glob("*.whl")))
 
