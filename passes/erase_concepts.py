@@ -8,15 +8,15 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from ..compiler.contract import Erasure, Observer, Pass, Stage
-from ..compiler.encode import encode_prompts, load_tokenizer, subject_span, token_count, tokenizer_folder
-from ..compiler.ir import Component, Pipeline, Selection
+from ..compiler.encode import load_tokenizer, subject_span, token_count, tokenizer_folder
+from ..compiler.ir import Pipeline, Selection
 from ..compiler.tensors import Array, Shared
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, SpecError, raise_all
 from ..specs.manifest import Decimal, Evidence
 from ._closed_form import Floats, Grams, Moments
+from ._text_states import TextStates, Tokens, fill, text_encoder, vocabulary_prompts
 
-Tokens = Literal["subject", "subject_and_eot", "subject_to_end"]
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a blue background")
@@ -46,9 +46,12 @@ class EraseConcepts(Pass):
 
     For each name of a concept in each template, the rows from its last token on (`tokens`) are moved
     to those of `towards` in the same template, while all rows of the empty prompt, the guides and the
-    prompts in `preserve` are kept. One [D, D] matrix A solves it by least squares; each matrix W that
-    reads text becomes W A. `ridge` is a fraction of the mean squared norm of the text states.
-    `preserve_weight` is what all preserved prompts weigh together, a concept weighing one.
+    prompts in `preserve` are kept. So are, for everything that nobody named, `vocabulary` words of the
+    tokenizer (`a WORD`, each in one template in turn): without them a map that is right for the few
+    prompts of a spec moves all others. One [D, D] matrix A solves it by least squares; each matrix W
+    that reads text becomes W A. `ridge` is a fraction of the mean squared norm of the text states;
+    `preserve_weight` and `vocabulary_weight` are what all those prompts weigh together, a concept
+    weighing one.
 
     Source: Gandikota et al., Unified Concept Editing, 2308.14761, eq. (7), in text space.
     Limits: prompts are led elsewhere, knowledge in the image path is not removed; textual inversion,
@@ -65,13 +68,15 @@ class EraseConcepts(Pass):
     tokens: Tokens = "subject_to_end"
     ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
     preserve_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
+    vocabulary_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     output: Literal["fused"] = "fused"
     residual_at_most: Decimal | None = None
     drift_at_most: Decimal | None = None
 
     def run(self, pipeline: Pipeline) -> Pipeline:
         raise_all(SpecError, self._faults(pipeline))
-        encoder = _text_encoder(pipeline)
+        encoder = text_encoder(pipeline)
         width = int(encoder.config["hidden_size"])
         text_map = Shared(lambda: self._solve(pipeline), np.dtype(np.float64), (width, width))
         edited = pipeline
@@ -104,7 +109,7 @@ class EraseConcepts(Pass):
         return tuple(dict.fromkeys([*self.preserve, *(concept.towards for concept in self.concepts)]))
 
     def _solve(self, pipeline: Pipeline) -> Floats:
-        states = _States(pipeline, self.tokens, self._prompts())
+        states = TextStates(pipeline, self._prompts(pipeline), self.tokens)
         moments = Moments(states.width)
         for concept in self.concepts:
             pairs = [(t, name) for t in self.templates for name in concept.names]
@@ -115,18 +120,29 @@ class EraseConcepts(Pass):
         for template, prompt in kept:
             rows = states.kept(template, prompt)
             moments.keep(rows, self.preserve_weight / (len(kept) * len(rows)))
+        words = self._words(pipeline)
+        for template, prompt in words:
+            rows = states.kept(template, prompt)
+            moments.keep(rows, self.vocabulary_weight / (len(words) * len(rows)))
         empty = states.all_rows("")
         moments.keep(empty, EMPTY_WEIGHT / len(empty))
         return moments.solve(self.ridge)
 
-    def _prompts(self) -> tuple[str, ...]:
+    def _words(self, pipeline: Pipeline) -> list[tuple[str, str]]:
+        """The words preserved for everything that nobody named, each with its template."""
+        spoken = (*(name for concept in self.concepts for name in concept.names), *self.preserved)
+        prompts = vocabulary_prompts(pipeline, self.vocabulary, without=spoken)
+        return [(self.templates[i % len(self.templates)], prompt) for i, prompt in enumerate(prompts)]
+
+    def _prompts(self, pipeline: Pipeline) -> tuple[str, ...]:
         """Every prompt that solver or observer reads; one call encodes them all."""
         names = [name for concept in self.concepts for name in concept.names]
         filled = [
-            _fill(template, name)
+            fill(template, name)
             for template in (*self.templates, *self.held_out)
             for name in (*names, *self.preserved)
         ]
+        filled += [fill(template, prompt) for template, prompt in self._words(pipeline)]
         return tuple(dict.fromkeys(["", *filled]))
 
     def _statement(self, claim: str, value: float, meaning: str) -> Evidence:
@@ -142,10 +158,10 @@ class EraseConcepts(Pass):
     def _faults(self, pipeline: Pipeline) -> Iterator[Fault]:
         yield from self._template_faults()
         yield from self._concept_faults()
-        tokenizer = load_tokenizer(tokenizer_folder(pipeline, _text_encoder(pipeline).name))
+        tokenizer = load_tokenizer(tokenizer_folder(pipeline, text_encoder(pipeline).name))
         for place, text in self._texts():
             for template in (*self.templates, *self.held_out):
-                prompt = _fill(template, text)
+                prompt = fill(template, text)
                 length, most = token_count(tokenizer, prompt), int(tokenizer.model_max_length)
                 if length > most:
                     hint = "shorten the concept or the template"
@@ -200,50 +216,6 @@ class EraseConcepts(Pass):
             yield f"{self.name}.preserve.{i}", prompt
 
 
-class _States:
-    """The rows of text states that the solver moves and keeps, as float64 [N, D]."""
-
-    def __init__(self, pipeline: Pipeline, tokens: Tokens, prompts: Sequence[str]) -> None:
-        encoder = _text_encoder(pipeline).name
-        encoded = encode_prompts(pipeline, encoder, prompts)
-        self._tokenizer = load_tokenizer(tokenizer_folder(pipeline, encoder))
-        self._tokens = tokens
-        self._states = dict(zip(encoded.prompts, encoded.states, strict=True))
-        self._lengths = dict(zip(encoded.prompts, encoded.lengths.tolist(), strict=True))
-        self.width = int(encoded.states.shape[2])
-
-    def all_rows(self, prompt: str) -> Floats:
-        return self._states[prompt].astype(np.float64)
-
-    def moved(self, template: str, name: str, towards: str) -> tuple[Floats, Floats]:
-        """Return the rows of a concept and, aligned at its last token, those of its guide.
-
-        Rows past the end of the guide take its last one, which is padding.
-        """
-        prompt, guide = _fill(template, name), _fill(template, towards)
-        positions = self._positions(prompt, name)
-        shift = self._subject(guide, towards)[-1] - positions[0]
-        aligned = [min(position + shift, len(self._states[guide]) - 1) for position in positions]
-        return self.all_rows(prompt)[positions], self.all_rows(guide)[aligned]
-
-    def kept(self, template: str, prompt: str) -> Floats:
-        """Return the rows of a preserved prompt: from its last token to the end, whatever is moved."""
-        filled = _fill(template, prompt)
-        return self.all_rows(filled)[self._subject(filled, prompt)[-1] :]
-
-    def _positions(self, prompt: str, name: str) -> list[int]:
-        last, end = self._subject(prompt, name)[-1], self._lengths[prompt] - 1
-        match self._tokens:
-            case "subject":
-                return [last]
-            case "subject_and_eot":
-                return [last, end]
-        return list(range(last, len(self._states[prompt])))
-
-    def _subject(self, prompt: str, name: str) -> range:
-        return subject_span(self._tokenizer, prompt, name)
-
-
 class _Residuals:
     """Measures, on the written matrices, how far erased concepts still are and how far others moved.
 
@@ -255,7 +227,7 @@ class _Residuals:
         self._edit, self._before = edit, before
         patterns = [text_input.pattern for text_input in before.family.text_inputs]
         self._names = frozenset(name for p in patterns for name in before.select("denoiser", p).names)
-        self._grams = Grams(int(_text_encoder(before).config["hidden_size"]))
+        self._grams = Grams(int(text_encoder(before).config["hidden_size"]))
 
     @property
     def names(self) -> frozenset[str]:
@@ -267,7 +239,7 @@ class _Residuals:
 
     def evidence(self) -> list[Evidence]:
         edit = self._edit
-        states = _States(self._before, edit.tokens, edit._prompts())
+        states = TextStates(self._before, edit._prompts(self._before), edit.tokens)
         found = [
             self._residual(states, concept, claim, templates)
             for concept in edit.concepts
@@ -276,7 +248,9 @@ class _Residuals:
         ]
         return [*found, *self._drifts(states)]
 
-    def _residual(self, states: _States, concept: Concept, claim: str, templates: Sequence[str]) -> Evidence:
+    def _residual(
+        self, states: TextStates, concept: Concept, claim: str, templates: Sequence[str]
+    ) -> Evidence:
         """The largest residual over all names of a concept in some templates."""
         pairs = [(template, name) for template in templates for name in concept.names]
         values = []
@@ -284,13 +258,13 @@ class _Residuals:
             rows, guides = states.moved(template, name, concept.towards)
             values.append(self._grams.distance(rows, guides) / self._grams.before(rows, guides))
         worst = int(np.argmax(values))
-        details = {"worst": _fill(*pairs[worst]), "mean": decimal(float(np.mean(values)))}
+        details = {"worst": fill(*pairs[worst]), "mean": decimal(float(np.mean(values)))}
         return self._judged(
             claim, concept.name, values[worst], self._edit.residual_at_most, len(pairs), details
         )
 
-    def _drifts(self, states: _States) -> list[Evidence]:
-        """The largest drift of each preserved prompt over the templates, and the 95th percentile of all."""
+    def _drifts(self, states: TextStates) -> list[Evidence]:
+        """The largest drift of each preserved prompt over the templates, and 95th percentiles of all."""
         values = {
             prompt: max(self._drift(states.kept(template, prompt)) for template in self._edit.templates)
             for prompt in self._edit.preserved
@@ -305,7 +279,17 @@ class _Residuals:
             *each,
             self._judged("keep.drift", "the empty prompt", empty, limit, 1, {}),
             self._judged("keep.drift_p95", "all preserved prompts", high, limit, len(values), {}),
+            *self._vocabulary_drift(states),
         ]
+
+    def _vocabulary_drift(self, states: TextStates) -> list[Evidence]:
+        words = self._edit._words(self._before)
+        if not words:
+            return []
+        drifts = [self._drift(states.kept(template, prompt)) for template, prompt in words]
+        high = float(np.quantile(drifts, 0.95))
+        subject = f"{len(words)} words of the vocabulary"
+        return [self._judged("keep.drift_p95", subject, high, self._edit.drift_at_most, len(words), {})]
 
     def _drift(self, rows: Floats) -> float:
         return self._grams.distance(rows, rows) / self._grams.before(rows)
@@ -331,10 +315,6 @@ def _times(weight: Floats, text_map: Floats) -> Floats:
     return weight.astype(np.float64) @ text_map
 
 
-def _fill(template: str, text: str) -> str:
-    return template.replace("{}", text)
-
-
 def _same(text: str) -> str:
     """Two spellings that no CLIP tokenizer tells apart are one concept."""
     return " ".join(text.lower().split())
@@ -343,14 +323,6 @@ def _same(text: str) -> str:
 def _unknown(tokenizer: Any, prompt: str, span: range) -> bool:
     ids = tokenizer(prompt, truncation=True)["input_ids"]
     return any(ids[position] == tokenizer.unk_token_id for position in span)
-
-
-def _text_encoder(pipeline: Pipeline) -> Component:
-    encoders = pipeline.of_role("text")
-    if len(encoders) != 1:
-        message = f"{len(encoders)} text encoders, the linear solver knows pipelines with one"
-        raise InputError(Fault("E_ERASE_ENCODERS", message, pipeline.family.name))
-    return encoders[0]
 
 
 def _shape_faults(selection: Selection, width: int) -> Iterator[Fault]:
