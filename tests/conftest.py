@@ -15,4 +15,4 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def skeletons(request: pytest.FixtureRequest) -> Path:
     """Return a cache of captured graphs that outlives the run: its keys hold the capturing code's digest."""
-    return Path(request.config.cache.mkdir("skeletons"))  # type: ignore[union-attr] # there unless disabled
+    return Path(request.config.cache.mkdir("skeletons"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def emit(
     return emitter.emit(pipeline, folder, Job(source or pipeline, watches, advance, cache))
 
 
-def edited(pipeline: Pipeline, name: str, rule: Callable[[Array], Array]) -> Pipeline:
+def edited(pipeline: Pipeline, name: str, rule: Callable[[Any], Any]) -> Pipeline:
     """Return the pipeline with one tensor exchanged."""
     tensor = pipeline.tensors[name]
     return pipeline.with_tensors({name: Edited((tensor,), rule, tensor.dtype, tensor.shape, "test")})

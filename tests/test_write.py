@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_an_observer_sees_what_was_there_and_what_is_written(tiny: Path, tmp_pat
     early, late = Recorder(KEY), Recorder(KEY)
     watches = (Watch(early, source), Watch(late, first))
     run(second, tmp_path / "data", source, watches, FLOAT16, transposed=True)
-    original = source.tensors[KEY].read()
+    original: Any = source.tensors[KEY].read()
     for recorder, before in ((early, original), (late, original * 2)):
         ((name, seen_before, seen_written),) = recorder.seen
         assert name == KEY
