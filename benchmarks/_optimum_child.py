@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from optimum.onnxruntime import ORTStableDiffusionPipeline  # type: ignore[import-not-found] # own environment
 
 artefact, noise, request, output = sys.argv[1:]
@@ -19,7 +20,7 @@ images = pipeline(
     asked["prompts"],
     num_inference_steps=asked["steps"],
     guidance_scale=asked["scale"],
-    latents=np.load(noise),
+    latents=torch.from_numpy(np.load(noise)),
     output_type="np",
 ).images
 np.save(output, images)
