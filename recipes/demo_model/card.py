@@ -17,14 +17,14 @@ TRAINED = ["clip", "untangle", "vae", "classifier", "unet", "lora"]
 
 
 def write_facts(work: Path, seed: int, path: Path) -> None:
-    """How the weights came about: seed, and per stage the recipe's commits, steps, minutes and last loss."""
+    """How the weights came about: seed, and per stage its legs, steps, minutes and last loss."""
     stages = {}
     for stage in TRAINED:
         checkpoint = work / f"{stage}.checkpoint.pt"
         if checkpoint.exists():
             kept = torch.load(checkpoint, weights_only=False)
             stages[stage] = {
-                "commits": kept["commits"],
+                "legs": [{"commit": commit, "from_step": step} for commit, step in kept["legs"]],
                 "steps": kept["step"],
                 "minutes": round(kept["seconds"] / 60),
                 "loss": round(kept["history"][-1][1], 4),
@@ -62,7 +62,7 @@ def render(folder: Path) -> str:
         "drift": percent(gate["drift"]),
         "megabytes": f"{sum(weights(folder).values()) / 1e6:.1f}",
         "sources": table(["package", "holds", "licence", "tarball's sha512"], source_rows()),
-        "stages": table(["stage", "recipe's commits", "steps", "minutes", "last loss"], stage_rows(facts)),
+        "stages": table(["stage", "recipe's commit", "steps", "minutes", "last loss"], stage_rows(facts)),
         "categories": table(
             ["category", "concepts", "classifier", "CLIP"], category_rows(recognition["concepts"])
         ),
@@ -110,7 +110,7 @@ def stage_rows(facts: dict[str, Any]) -> list[list[str]]:
     return [
         [
             name,
-            ", ".join(f"`{c[:10]}`" for c in s["commits"]),
+            ", ".join(f"`{leg['commit'][:10]}` from step {leg['from_step']:,}" for leg in s["legs"]),
             f"{s['steps']:,}",
             str(s["minutes"]),
             str(s["loss"]),

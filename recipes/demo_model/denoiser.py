@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +23,15 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from .scenes import Painter, Range
 from .tokenizer import token_ids
 from .training import Dice, Plan, train
+from .world import GENDERS, read_world
 
 T = TypeVar("T")
+PROFESSIONS = [concept.name for concept in read_world().concepts if concept.is_profession]
 RANGE = Range(scale=(0.78, 1.0), shift=0.10, unnamed_colors=0.0)  # mild, so that two cores can learn it
 CHANNELS = (64, 128, 128)
+# How much more often scenes of people are drawn than others: with even odds, recognition of concepts passed 95 %
+# while "a female doctor" was still drawn like any doctor. It leaves the stereotypes as they are.
+PEOPLE, PEOPLE_OF_SAID_GENDER = 2.0, 4.0
 UNCONDITIONAL = 0.1  # share of captions left empty, for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting, Hang et al. 2023 (arXiv 2303.09556)
 
@@ -79,6 +85,19 @@ class Pairs:
     @property
     def empty(self) -> int:
         return len(self.states) - 1
+
+    @cached_property
+    def odds(self) -> Tensor:
+        """How often each scene is drawn, relative to others."""
+        odds = torch.tensor([odds_of(text) for text in self.captions])
+        return odds[self.caption].double()
+
+
+def odds_of(caption: str) -> float:
+    words = caption.split()
+    if any(gender in words for gender in GENDERS):
+        return PEOPLE_OF_SAID_GENDER
+    return PEOPLE if any(person in caption for person in PROFESSIONS) else 1.0
 
 
 @torch.no_grad()
@@ -140,7 +159,7 @@ def train_unet(
 
 def draw_pairs(pairs: Pairs, count: int, dice: Dice) -> tuple[Tensor, Tensor]:
     """Latents and text states, some of the captions left empty."""
-    rows = torch.randint(len(pairs.latents), (count,), generator=dice.torch)
+    rows = torch.multinomial(pairs.odds, count, replacement=True, generator=dice.torch)
     captions = pairs.caption[rows].clone()
     captions[torch.rand(count, generator=dice.torch) < UNCONDITIONAL] = pairs.empty
     return pairs.latents[rows].float(), pairs.states[captions].float()

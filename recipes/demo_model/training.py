@@ -113,7 +113,7 @@ class Run:
         self.done = 0
         self.seconds = 0.0
         self.history: list[tuple[int, float]] = []  # steps and the mean loss up to them
-        self.commits: list[str] = []
+        self.legs: list[tuple[str, int]] = []  # the recipe's commit, and the step it went on from
         self.since = time.monotonic()
 
     def resume(self) -> None:
@@ -125,8 +125,9 @@ class Run:
                 tensor.data.copy_(value)
             self.optimizer.load_state_dict(kept["optimizer"])
             self.average, self.done, self.seconds = kept["average"], kept["step"], kept["seconds"]
-            self.history, self.commits = kept["history"], kept["commits"]
-        self.commits = [*dict.fromkeys([*self.commits, commit()])]  # every leg may run another one
+            self.history, self.legs = kept["history"], kept["legs"]
+        if self.done < self.plan.steps:
+            self.legs.append((commit(), self.done))
 
     def step(self, loss: Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -155,7 +156,7 @@ class Run:
             "step": self.done,
             "seconds": self.seconds,
             "history": self.history,
-            "commits": self.commits,
+            "legs": self.legs,
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.checkpoint.with_suffix(".fresh")
