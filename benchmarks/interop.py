@@ -108,7 +108,8 @@ def as_pixels(images: NDArray[np.floating]) -> Pixels:
 
 def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio, in dB."""
-    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)))
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 if __name__ == "__main__":

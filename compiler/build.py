@@ -25,6 +25,7 @@ from .emit import Emitter, Job, Watch
 from .load import source_files
 from .plan import Plan, size_of
 from .seal import ATTESTATIONS, records, sync, transaction
+from .threads import single_threaded
 from .trial import hold_trial
 
 
@@ -72,7 +73,8 @@ def build(
     options, report = options or Options(), report or Quiet()
     started = time.time()
     lock = _locked_inputs(plan, options)
-    with transaction(target, options.force) as folder:
+    # Sums of several threads depend on how many cores there are; bytes and evidence must not.
+    with transaction(target, options.force) as folder, single_threaded():
         targets = [_emit(plan, emitter, folder, options, report) for emitter in plan.spec.emit]
         _write_spec(plan, lock, folder)
         manifest = _seal(plan, lock, targets, [], folder)
