@@ -29,7 +29,7 @@ T = TypeVar("T")
 PROFESSIONS = [concept.name for concept in read_world().concepts if concept.is_profession]
 RANGE = Range(scale=(0.78, 1.0), shift=0.10, unnamed_colors=0.0)  # mild, so that two cores can learn it
 CHANNELS = (64, 128, 128)
-# How much more often scenes of people are drawn than others: with even odds, recognition of concepts passed 95 %
+# How much more often scenes of people are drawn than others: with even odds, recognition passed 95 %
 # while "a female doctor" was still drawn like any doctor. It leaves the stereotypes as they are.
 PEOPLE, PEOPLE_OF_SAID_GENDER = 2.0, 4.0
 UNCONDITIONAL = 0.1  # share of captions left empty, for classifier-free guidance
