@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -88,9 +89,11 @@ def draw_optimum(folder: Path, noise: NDArray[np.float32], python: Path) -> Pixe
 def draw_diffusers(folder: Path, noise: NDArray[np.float32]) -> Pixels:
     """Draw with diffusers from the diffusers emit."""
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder / "artefact" / "diffusers", torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder / "artefact" / "diffusers", torch_dtype=torch.float32
+    )
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
         PROMPTS,
@@ -98,11 +101,12 @@ def draw_diffusers(folder: Path, noise: NDArray[np.float32]) -> Pixels:
         guidance_scale=SCALE,
         latents=torch.from_numpy(noise),
         output_type="np",
+        return_dict=False,
     )
-    return as_pixels(drawn.images)
+    return as_pixels(drawn[0])
 
 
-def as_pixels(images: NDArray[np.floating]) -> Pixels:
+def as_pixels(images: Any) -> Pixels:
     return np.round(np.asarray(images) * 255).astype(np.uint8)
 
 

@@ -59,7 +59,7 @@ def digest(array: Array) -> str:
     """Return the start of the SHA-256 of an array's elements as a file holds them."""
     dense = np.ascontiguousarray(array)
     little = dense.astype(dense.dtype.newbyteorder("<"), copy=False)
-    return hashlib.sha256(little.reshape(-1).view(np.uint8)).hexdigest()[:DIGITS]
+    return hashlib.sha256(little.tobytes()).hexdigest()[:DIGITS]
 
 
 def difference(a: Pipeline, b: Pipeline) -> tuple[Row, ...]:

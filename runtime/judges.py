@@ -64,7 +64,7 @@ class Judge:
         return self.answers[CONCEPT]
 
     def prompt_of(self, label: str) -> str:
-        """Return what asks a text-to-image model for a concept; the label itself where nothing else is known."""
+        """Return what asks a text-to-image model for a concept: the label itself where nothing is known."""
         return self.prompts.get(label, label)
 
     @property

@@ -1,6 +1,7 @@
 """Merged weights act as PEFT's runtime does, whatever library saved the adapter; nothing is guessed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_a_denoiser_saved_by_peft_acts_as_at_run_time(tmp_path: Path, rslora: bo
     config = LoraConfig(target_modules=TARGETS, use_rslora=rslora, **SETTINGS)
     wrapped = get_peft_model(unet, config).eval()
     _shake(wrapped)
-    wrapped.save_pretrained(tmp_path)
+    wrapped.save_pretrained(str(tmp_path))
     merged = _merge("adapter_model.safetensors", tmp_path, config="adapter_config.json")
     found = _draw(_loaded(merged, "unet", UNet2DConditionModel.from_pretrained(tiny_folder() / "unet")))
     _close(found, _draw(wrapped))
@@ -69,13 +70,14 @@ def test_both_parts_saved_by_diffusers_act_as_at_run_time(tmp_path: Path) -> Non
     text.add_adapter(LoraConfig(target_modules=["q_proj", "fc1"], r=2, lora_alpha=3))
     _shake(unet)
     _shake(text)
-    StableDiffusionPipeline.save_lora_weights(
-        tmp_path,
-        unet_lora_layers=get_peft_model_state_dict(unet),
-        text_encoder_lora_layers=get_peft_model_state_dict(text, adapter_name="default"),
-        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
-        text_encoder_lora_adapter_metadata=text.peft_config["default"].to_dict(),
-    )
+    # diffusers' annotations are narrower than what its own loader passes here.
+    layers: dict[str, Any] = {
+        "unet_lora_layers": get_peft_model_state_dict(unet),
+        "text_encoder_lora_layers": get_peft_model_state_dict(text, adapter_name="default"),
+        "unet_lora_adapter_metadata": vars(unet)["peft_config"]["default"].to_dict(),
+        "text_encoder_lora_adapter_metadata": vars(text)["peft_config"]["default"].to_dict(),
+    }
+    StableDiffusionPipeline.save_lora_weights(tmp_path, **layers)
     merged = _merge("pytorch_lora_weights.safetensors", tmp_path)
     again = UNet2DConditionModel.from_pretrained(tiny_folder() / "unet")
     _close(_draw(_loaded(merged, "unet", again)), _draw(unet))

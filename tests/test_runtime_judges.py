@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_labels(folder: Path, more: dict[str, object] | None = None, **labels: object) -> None:
+def write_labels(folder: Path, more: dict[str, object] | None = None, /, **labels: object) -> None:
     (folder / "classifier.json").write_text(json.dumps({"labels": labels, **(more or {})}))
 
 
@@ -97,7 +97,7 @@ def test_the_graph_is_named_by_its_digest(folder: Path) -> None:
     ],
 )
 def test_labels_that_do_not_fit_are_refused(folder: Path, labels: dict[str, list[str]], message: str) -> None:
-    write_labels(folder, **labels)
+    write_labels(folder, None, **labels)
     with pytest.raises(InputError, match=message):
         Judge.open(folder)
 

@@ -26,7 +26,7 @@ def _describe(name: str, cls: type) -> dict[str, Any]:
     text = inspect.getdoc(cls) or ""
     return {
         "name": name,
-        "stage": cls.stage.name.lower(),  # type: ignore[attr-defined] # a registry of passes gives passes
+        "stage": cls.stage.name.lower(),
         "summary": text.split("\n\n")[0].replace("\n", " "),
         "text": text,
         "schema": TypeAdapter(cls).json_schema(),
