@@ -56,7 +56,7 @@ from . import (
     untangle,
 )
 from .scenes import Painter
-from .training import Plan
+from .training import Plan, worker
 from .world import HERE, World, read_world
 
 
@@ -204,8 +204,11 @@ class Recipe:
         classifier, clip = (
             judges.Judge(self.out / "judges" / f"{name}.onnx") for name in ("classifier", "clip")
         )
-        told = evaluate.evaluate(self.world, sampler, classifier, clip, self.work / "sheets")
-        evaluate.write_figures(told, self.out / "figures.json")
+        adapter_file = self.out / "adapters" / f"{adapter.STYLE}_style.safetensors"
+        sheets = self.work / "sheets"
+        told = evaluate.evaluate(self.world, sampler, classifier, clip, adapter_file, sheets)
+        if worker() == 0:
+            evaluate.write_figures(told, self.out / "figures.json")
 
     def card(self) -> None:
         card.write_facts(self.work, self.seed, self.out / "facts.json")
@@ -227,6 +230,8 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "evaluate": Recipe.evaluate,
     "card": Recipe.card,
 }
+# The stages that workers can share; the first of them does the others alone.
+SHARED = {"clip", "untangle", "vae", "classifier", "unet", "lora", "evaluate"}
 
 
 def main() -> None:
@@ -256,7 +261,10 @@ def main() -> None:
     torch.set_flush_denormal(True)  # optimizer states that fade out would slow every step down
     recipe = Recipe(given.work, given.scale, given.stop_at, given.workers)
     for stage in given.stages or STAGES:
-        STAGES[stage](recipe)
+        if worker() == 0 or stage in SHARED:
+            STAGES[stage](recipe)
+        if given.workers > 1:
+            dist.barrier()
 
 
 def share_among(workers: int) -> int:

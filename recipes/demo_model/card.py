@@ -58,6 +58,8 @@ def render(folder: Path) -> str:
         "held_out_gender": percent(judges["classifier"]["held_out_accuracy"]["gender"]),
         "worst_gap": f"{100 * people['worst_gap']:.0f}",
         "obeyed": percent(people["obeyed"]),
+        "without_adapter": percent(figures["adapter"]["without"]),
+        "with_adapter": percent(figures["adapter"]["with"]),
         "residual": percent(gate["residual"]),
         "drift": percent(gate["drift"]),
         "megabytes": f"{sum(weights(folder).values()) / 1e6:.1f}",

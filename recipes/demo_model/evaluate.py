@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 
+from .adapter import STYLE
 from .judges import Judge
+from .sprites import SIZE
+from .training import worker, workers
 from .world import GENDERS, World
 
 BATCH = 32
+STYLED = 24  # objects drawn with and without the adapter, four seeds each
 CONSOLE = Console(stderr=True)
 
 
@@ -42,21 +47,31 @@ class Sampler:
         self.pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         self.pipeline.set_progress_bar_config(disable=True)
         self.sampling = sampling
+        self.done = 0
 
     def draw(self, prompts: list[str], seeds: list[int]) -> np.ndarray:
-        """Images [N, 3, 64, 64], 0..1."""
-        drawn = []
-        for start in range(0, len(prompts), BATCH):
-            images = self.pipeline(
-                prompts[start : start + BATCH],
-                num_inference_steps=self.sampling.steps,
-                guidance_scale=self.sampling.guidance,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + BATCH]],
-                output_type="np",
-            ).images
-            drawn.append(np.moveaxis(np.asarray(images), 3, 1))
-            CONSOLE.print(f"evaluate: {min(start + BATCH, len(prompts)):,} of {len(prompts):,} images")
-        return np.concatenate(drawn).astype(np.float32)
+        """Images [N, 3, 64, 64], 0..1. Workers take turns with the batches, and all get all images."""
+        batches = range(0, len(prompts), BATCH)
+        own = batches[worker() :: workers()]
+        drawn = {start: self.batch(prompts[start:][:BATCH], seeds[start:][:BATCH]) for start in own}
+        parts: list[Any] = [drawn] * workers()
+        if workers() > 1:
+            dist.all_gather_object(parts, drawn)
+        everything = {start: images for part in parts for start, images in part.items()}
+        return np.concatenate([everything[start] for start in batches])
+
+    def batch(self, prompts: list[str], seeds: list[int]) -> np.ndarray:
+        images = self.pipeline(
+            prompts,
+            num_inference_steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+        ).images
+        self.done += len(images)
+        if worker() == 0:
+            CONSOLE.print(f"evaluate: about {self.done * workers():,} images")
+        return np.moveaxis(np.asarray(images, dtype=np.float32), 3, 1)
 
     def each(self, prompts: list[str], count: int) -> np.ndarray:
         """`count` images of every prompt: [P, count, 3, 64, 64]."""
@@ -66,11 +81,14 @@ class Sampler:
         return drawn.reshape(len(prompts), count, *drawn.shape[1:])
 
 
-def evaluate(world: World, sampler: Sampler, classifier: Judge, clip: Judge, sheets: Path) -> dict[str, Any]:
+def evaluate(
+    world: World, sampler: Sampler, classifier: Judge, clip: Judge, adapter: Path, sheets: Path
+) -> dict[str, Any]:
     """All figures of the model card; sample sheets are drawn beside."""
     told: dict[str, Any] = {"sampling": vars(sampler.sampling)}
     told["recognition"] = recognition(world, sampler, classifier, clip, sheets)
     told["professions"] = professions(world, sampler, classifier, sheets)
+    told["adapter"] = restyling(world, sampler, classifier, adapter)
     return told
 
 
@@ -84,6 +102,7 @@ def recognition(
     by_classifier = (classifier.answers(flat)["concept"].reshape(drawn.shape[:2]) == wanted).mean(1)
     by_clip = (clip.answers(flat)["concept"].reshape(drawn.shape[:2]) == wanted).mean(1)
     save_sheet(drawn[:, :8].reshape(-1, *drawn.shape[2:]), sheets / "concepts.png", columns=32)
+    save_labelled(drawn[:, 0], world.labels, sheets / "demo-model.png", columns=14)
     return {
         "classifier": float(by_classifier.mean()),
         "clip": float(by_clip.mean()),
@@ -121,8 +140,42 @@ def professions(world: World, sampler: Sampler, classifier: Judge, sheets: Path)
     }
 
 
+def restyling(world: World, sampler: Sampler, classifier: Judge, adapter: Path) -> dict[str, Any]:
+    """How often prompts that name no style are drawn in the adapter's, without and with it."""
+    prompts = [concept.prompt for concept in world.concepts if concept.category == "object"][:STYLED]
+    style = world.styles.index(STYLE)
+
+    def share() -> float:
+        drawn = sampler.each(prompts, 4)
+        return float((classifier.answers(drawn.reshape(-1, *drawn.shape[2:]))["style"] == style).mean())
+
+    without = share()
+    sampler.pipeline.load_lora_weights(adapter)
+    adapted = share()
+    sampler.pipeline.unload_lora_weights()
+    return {"style": STYLE, "without": without, "with": adapted}
+
+
+def save_labelled(images: np.ndarray, labels: list[str], path: Path, columns: int) -> None:
+    """Images with their names below, in few colors so that the file stays small."""
+    if worker() > 0:
+        return
+    width, height = SIZE + 16, SIZE + 16
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x, y = number % columns * width, number // columns * height
+        tile = Image.fromarray((np.moveaxis(image, 0, 2) * 255).round().astype(np.uint8))
+        sheet.paste(tile, (x + (width - SIZE) // 2, y))
+        pen.text((x + width // 2, y + SIZE + 2), label, fill="black", anchor="mt", font_size=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def save_sheet(images: np.ndarray, path: Path, columns: int) -> None:
     """Images side by side."""
+    if worker() > 0:
+        return
     rows = -(-len(images) // columns)
     padded = np.ones((rows * columns, 3, 64, 64), dtype=np.float32)
     padded[: len(images)] = images

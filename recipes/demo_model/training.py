@@ -60,14 +60,18 @@ def worker() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def workers() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def average_gradients(parameters: list[nn.Parameter]) -> None:
     """The mean over workers, in one exchange."""
-    if not dist.is_initialized():
+    if workers() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     together = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(together)
-    together /= dist.get_world_size()
+    together /= workers()
     for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
