@@ -16,12 +16,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..specs.sampling import SamplingTable
 from .capture import DATA, OPSET, Skeleton
+from .interfaces import NEGATIVE, OWN
 
 IR_VERSION = 10
-# Every name that is added to a denoiser's graph starts like this: no module's name does.
-OWN = "retouch."
 TIMESTEPS, WEIGHTS = f"{OWN}guidance_timesteps", f"{OWN}guidance_weights"
-NEGATIVE = f"{OWN}negative_hidden_states"
 
 
 @dataclass(frozen=True)

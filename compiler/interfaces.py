@@ -13,6 +13,9 @@ from ..specs.errors import Fault, InputError
 from .ir import Component, Pipeline
 
 Dimension = int | str
+# Every name that is added to a denoiser's graph starts like this: no module's name does.
+OWN = "retouch."
+NEGATIVE = f"{OWN}negative_hidden_states"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from ..runtime.sessions import Placement, load_session
 from ..specs.manifest import Evidence
 from .capture import CELLS, DATA, Skeleton, build_module, fixed_buffers, wrap
-from .combine import NEGATIVE
-from .interfaces import Interface
+from .interfaces import NEGATIVE, Interface
 from .ir import Pipeline
 from .threads import single_threaded
 

@@ -13,10 +13,9 @@ import pytest
 from emitting import KEY, Recorder, added, edited, emit, graphs, load, written
 
 from retouch.compiler.capture import Skeleton
-from retouch.compiler.combine import NEGATIVE
 from retouch.compiler.emit import Emitted, Watch
 from retouch.compiler.emit.onnx import Onnx
-from retouch.compiler.interfaces import Interface
+from retouch.compiler.interfaces import NEGATIVE, Interface
 from retouch.compiler.ir import GraphEdit, Pipeline
 from retouch.compiler.parity import (
     example_inputs,

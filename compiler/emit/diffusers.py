@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...specs.manifest import ComponentRecord
-from ..combine import OWN
+from ..interfaces import OWN
 from ..ir import Component, Pipeline
 from ..layout import write_config, write_layout
 from ..load import MODEL_ROLES

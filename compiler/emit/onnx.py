@@ -11,8 +11,7 @@ from ...specs.canonical import canonical
 from ...specs.errors import Fault, InputError, raise_all
 from ...specs.manifest import ComponentRecord
 from ..capture import DATA, Skeleton, skeleton_of
-from ..combine import NEGATIVE, Baked, combine_graph, guided_graph
-from ..interfaces import Interface, interfaces
+from ..interfaces import NEGATIVE, Interface, interfaces
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
 from ..parity import measure_parity
@@ -102,6 +101,8 @@ def bind(pipeline: Pipeline, interface: Interface, skeleton: Skeleton) -> list[E
 
 def _write_guidance(pipeline: Pipeline, interface: Interface, skeleton: Skeleton, place: Path) -> list[Entry]:
     """Write combine.onnx and guided.onnx; return the tensors that only the latter needs."""
+    from ..combine import Baked, combine_graph, guided_graph
+
     negative = baked_negative(pipeline, interface)
     baked = None if negative is None else Baked(skeleton.size, negative.shape)
     table = pipeline.sampling.table()
