@@ -8,7 +8,7 @@ default:
 
 # install everything for development into the current environment
 setup:
-    {{python}} -m pip install --quiet "torch>=2.9,<2.14" || true
+    {{python}} -m pip install --quiet 'torch==2.13.0'
     {{python}} -m pip install --quiet --editable '.[build,dev]'
     just types
 
@@ -28,8 +28,8 @@ test *arguments:
 
 # rewrite what is generated: JSON Schemas
 generate:
-    {{python}} -m retouch.specs.describe --write
+    retouch schema --into specs
 
-# run the benchmarks that the docs quote
+# measure what the docs quote; interop needs --optimum-python as well
 bench *arguments:
     {{python}} -m benchmarks.efficacy {{arguments}}
