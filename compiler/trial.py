@@ -38,7 +38,7 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
     Raises:
         SpecError: the spec has gates but emits nothing that can be drawn from.
     """
-    if not (folder / "unet" / "model.onnx").is_file():
+    if not (folder / "sampling.json").is_file():
         hint = "add `- onnx: {}` under `emit`, or remove the gates"
         raise SpecError(
             Fault("E_GATES", "gates draw images, and no emitted target can draw here", "gates", hint)
