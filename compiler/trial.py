@@ -43,7 +43,6 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
         raise SpecError(
             Fault("E_GATES", "gates draw images, and no emitted target can draw here", "gates", hint)
         )
-    (folder / "evidence").mkdir(exist_ok=True)
     advance = report.task("draw images for the gates", plan.images())
     with drawer(folder) as edited, base_drawer(plan, cache) as base:
         trial = Trial(edited, base, plan.erased, _recorder(folder), advance)
@@ -103,6 +102,8 @@ def write_base(plan: Plan, folder: Path, cache: Path) -> Manifest:
 
 def _recorder(folder: Path) -> Callable[[str, list[dict[str, Any]]], None]:
     def record(name: str, rows: list[dict[str, Any]]) -> None:
+        # Made with its first file: an artefact with an empty folder would not verify.
+        (folder / "evidence").mkdir(exist_ok=True)
         lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         (folder / "evidence" / f"{name}.jsonl").write_text(lines)
 

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import make_tiny
 
 from retouch.compiler.build import Options, build
+from retouch.compiler.gates import erased, kept
 from retouch.compiler.plan import make_plan
 from retouch.runtime.artefact import verify
 from retouch.specs.errors import GateError, IntegrityError, SpecError
@@ -72,6 +74,37 @@ def test_manifest_describes_the_build(artefact: Path) -> None:
         assert unet.changed == manifest.passes[0].changed
         assert all(not c.changed for c in target.components if c.name != "unet")
     assert any("no gates" in line for line in manifest.not_claimed)
+
+
+class CloudJudge:
+    """Sees a cloud in everything."""
+
+    name, sha256, error, labels = "clouds", "0" * 64, 0.25, ("cloud", "cat", "dog", "apple")
+
+    def top1(self, images: np.ndarray) -> list[str]:
+        return ["cloud"] * len(images)
+
+    def prompt_of(self, label: str) -> str:
+        return f"a {label}"
+
+
+def test_gates_draw_from_the_sealed_bytes(
+    folder: Path, skeletons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (erased, kept):
+        monkeypatch.setattr(module, "open_judge", lambda _: CloudJudge())
+    gates = 'gates: [erased: {at_most: "0.5", images: 8}, kept: {within: "1", concepts: 3, images: 2}]'
+    (folder / "gated.yaml").write_text(f"{SPEC}{gates}\n")
+    build(make_plan(folder / "gated.yaml"), tmp_path / "out", Options(cache=skeletons))
+    manifest = verify(tmp_path / "out").manifest
+    assert [(evidence.claim, evidence.value, evidence.passed) for evidence in manifest.gates] == [
+        ("erased", "0", True),
+        ("kept", "0", True),
+    ]
+    listed = {record.path for record in manifest.files}
+    assert {"evidence/erased-cat.jsonl", "evidence/kept.jsonl"} <= listed
+    assert {record.role for record in manifest.inputs} == {"judge", "source"}
+    assert not any("no gates" in line for line in manifest.not_claimed)
 
 
 def test_lock_lies_beside_the_spec_and_in_the_artefact(artefact: Path, folder: Path) -> None:
