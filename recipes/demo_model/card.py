@@ -68,7 +68,8 @@ def render(folder: Path) -> str:
         "categories": table(
             ["category", "concepts", "classifier", "CLIP"], category_rows(recognition["concepts"])
         ),
-        "worst": worst(recognition["concepts"]),
+        "worst": worst(recognition["concepts"], "classifier"),
+        "worst_clip": worst(recognition["concepts"], "clip"),
         "per_concept": table(
             ["prompted concept", "category", "classifier", "CLIP"], concept_rows(recognition["concepts"])
         ),
@@ -136,6 +137,8 @@ def concept_rows(concepts: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def worst(concepts: dict[str, Any], count: int = 8) -> str:
-    ordered = sorted(concepts, key=lambda name: concepts[name]["classifier"])[:count]
-    return ", ".join(f"{name} ({percent(concepts[name]['classifier'])})" for name in ordered)
+def worst(concepts: dict[str, Any], judge: str, count: int = 8) -> str:
+    """The concepts least recognized; fewer where the rest are always recognized."""
+    ordered = sorted(concepts, key=lambda name: concepts[name][judge])[:count]
+    shares = {name: concepts[name][judge] for name in ordered if concepts[name][judge] < 1}
+    return ", ".join(f"{name} ({percent(share)})" for name, share in shares.items()) or "none below 100 %"
