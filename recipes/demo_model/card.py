@@ -63,7 +63,7 @@ def render(folder: Path) -> str:
         "residual": percent(gate["residual"]),
         "drift": percent(gate["drift"]),
         "megabytes": f"{sum(weights(folder).values()) / 1e6:.1f}",
-        "sources": table(["package", "holds", "licence", "tarball's sha512"], source_rows()),
+        "sources": table(["package", "holds", "license", "tarball's sha512"], source_rows()),
         "stages": table(["stage", "recipe's commit", "steps", "minutes", "last loss"], stage_rows(facts)),
         "categories": table(
             ["category", "concepts", "classifier", "CLIP"], category_rows(recognition["concepts"])
@@ -104,7 +104,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def source_rows() -> list[list[str]]:
     return [
-        [f"`{s.package}@{s.version}`", s.holds, s.licence, f"`{s.integrity.removeprefix('sha512-')[:16]}…`"]
+        [f"`{s.package}@{s.version}`", s.holds, s.license, f"`{s.integrity.removeprefix('sha512-')[:16]}…`"]
         for s in read_sources()
     ]
 

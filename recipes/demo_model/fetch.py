@@ -19,7 +19,7 @@ class Source:
     package: str
     version: str
     holds: str
-    licence: str
+    license: str
     integrity: str
 
     @property
