@@ -134,7 +134,7 @@ shipped = pytest.mark.skipif(not (DEMO / "README.md").exists(), reason="the demo
 
 @shipped
 def test_shipped_model_draws() -> None:
-    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+    from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(DEMO / "model", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
