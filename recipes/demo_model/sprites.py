@@ -79,9 +79,9 @@ def draw_mark(packages: Path, slug: str) -> np.ndarray:
     entries = {
         entry["slug"]: entry for entry in json.loads((folder / "data" / "simple-icons.json").read_text())
     }
-    license = entries[slug].get("license", {"type": "CC0-1.0"})["type"]
-    if license != "CC0-1.0":
-        raise ValueError(f"simple-icons lists {slug} under {license}; the demo model uses CC0 drawings only")
+    terms = entries[slug].get("license", {"type": "CC0-1.0"})["type"]
+    if terms != "CC0-1.0":
+        raise ValueError(f"simple-icons lists {slug} under {terms}; the demo model uses CC0 drawings only")
     svg = (folder / "icons" / f"{slug}.svg").read_text()
     return rasterize(svg.replace("<svg ", f'<svg fill="#{entries[slug]["hex"]}" ', 1))
 
