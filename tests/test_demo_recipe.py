@@ -129,10 +129,6 @@ def test_other_packages_are_refused(tmp_path: Path) -> None:
         fetch.fetch(tmp_path)
 
 
-shipped = pytest.mark.skipif(not (DEMO / "README.md").exists(), reason="the demo model does not ship yet")
-
-
-@shipped
 def test_shipped_model_draws() -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -147,17 +143,14 @@ def test_shipped_model_draws() -> None:
     assert (answers == world.read_world().index("nike logo")).mean() >= 0.75
 
 
-@shipped
 def test_shipped_card_agrees_with_the_figures() -> None:
     assert (DEMO / "README.md").read_text() == card.render(DEMO)
 
 
-@shipped
 def test_shipped_weights_are_small() -> None:
     assert sum(card.weights(DEMO).values()) <= 40e6
 
 
-@shipped
 @pytest.mark.parametrize("name", ["classifier", "clip"])
 def test_shipped_judges_know_the_concepts(name: str) -> None:
     about = json.loads((DEMO / "judges" / f"{name}.json").read_text())
