@@ -29,7 +29,7 @@ from retouch.specs.fields import DEMO_SPEC
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS = ["a dog", "the apple logo", "a pizza in noto style", "a female doctor on a blue background"]
-STEPS, SCALE = 20, 4.0
+STEPS, SCALE = 20, 4.0  # the demo spec's steps, and a scale of its own
 Pixels = NDArray[np.uint8]
 
 
@@ -66,7 +66,7 @@ def draw_ours(folder: Path, sampler: str) -> tuple[Pixels, NDArray[np.float32]]:
     runtime = Sampler.open(open_artefact(folder / "artefact"))
     latent, seeds = runtime.table.latent, range(len(PROMPTS))
     noise = np.stack([normal(seed, (latent.channels, latent.height, latent.width)) for seed in seeds])
-    return runtime.draw(PROMPTS, seeds, noise=noise), noise
+    return runtime.draw(PROMPTS, seeds, guidance_scale=SCALE, noise=noise), noise
 
 
 def draw_optimum(folder: Path, noise: NDArray[np.float32], python: Path) -> Pixels:
