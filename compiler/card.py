@@ -14,7 +14,7 @@ from .plan import Plan
 
 _HEAD = """# {name} {version}
 
-Made by [retouch](https://pypi.org/project/retouch) from `{model}` ({family}). This card is derived
+Made by `retouch` from `{model}` ({family}). This card is derived
 from `manifest.json`, which holds the same facts and the digest of every file.
 
 ```console

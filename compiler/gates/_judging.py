@@ -32,6 +32,8 @@ class JudgeFile(InputFile):
 
 
 DEMO_JUDGE = JudgeFile.resolve("demo", Path())
+# Editors see the default as the spec writes it, not where this installation keeps the file.
+JudgeName = Annotated[JudgeFile, Field(json_schema_extra={"default": DEMO_JUDGE.text})]
 
 
 def open_judge(file: JudgeFile) -> Judge:

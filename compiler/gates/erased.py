@@ -10,7 +10,7 @@ from ...runtime.statistics import decimal, wilson
 from ...specs.manifest import Evidence
 from ..contract import Erasure
 from . import Gate, Trial
-from ._judging import DEMO_JUDGE, JudgeFile, Share, label_of, open_judge, seeds
+from ._judging import DEMO_JUDGE, JudgeName, Share, label_of, open_judge, seeds
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Erased(Gate):
 
     at_most: Share
     images: Annotated[int, Field(ge=1, le=100_000)] = 128
-    judge: JudgeFile = DEMO_JUDGE
+    judge: JudgeName = DEMO_JUDGE
 
     def images_needed(self, erased: int) -> int:
         return 2 * self.images * erased

@@ -11,7 +11,7 @@ from ...runtime.statistics import decimal, paired_difference
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from . import Draw, Gate, Trial
-from ._judging import DEMO_JUDGE, JudgeFile, Share, bare, open_judge, seeds
+from ._judging import DEMO_JUDGE, JudgeName, Share, bare, open_judge, seeds
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Kept(Gate):
     within: Share
     concepts: Annotated[int, Field(ge=1, le=10_000)] = 60
     images: Annotated[int, Field(ge=1, le=10_000, description="a concept")] = 16
-    judge: JudgeFile = DEMO_JUDGE
+    judge: JudgeName = DEMO_JUDGE
 
     def images_needed(self, erased: int) -> int:
         del erased
