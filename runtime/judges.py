@@ -19,10 +19,8 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from ..specs.errors import Fault, InputError
-from ..specs.fields import DEMO
 from .sessions import Placement, Session, load_session
 
-BUILT_IN: Mapping[str, Path] = {"demo": DEMO / "judges"}
 CONCEPT = "concept"
 BATCH = 32
 
@@ -41,14 +39,12 @@ class Judge:
     accuracy: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, where: Path | str, name: str = "classifier", placement: Placement | None = None) -> "Judge":
-        """Load a judge from a folder, or a built-in one (`demo`).
+    def open(cls, folder: Path, name: str = "classifier", placement: Placement | None = None) -> "Judge":
+        """Load the judge called `name` from a folder.
 
         Raises:
             InputError: the files are missing, do not belong together or are no judge.
         """
-        folder = BUILT_IN.get(where) if isinstance(where, str) else where
-        folder = folder or Path(where)
         graph, about = _read(folder / f"{name}.onnx"), _read_document(folder / f"{name}.json")
         sha256 = hashlib.sha256(graph).hexdigest()
         if about.sha256 not in (None, sha256):
