@@ -1,0 +1,101 @@
+"""Families as data: their files are sound, and the published configs describe the published models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from retouch.compiler.families import families, family_of
+from retouch.compiler.families.published import CONFIGS, published_folder, published_models
+from retouch.specs.errors import InputError
+
+CLASSES = {
+    "AutoencoderKL": AutoencoderKL,
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+    "UNet2DConditionModel": UNet2DConditionModel,
+}
+VAE = 83_653_863
+CLIP_L, OPENCLIP_H, OPENCLIP_G = 123_060_480, 340_387_840, 694_659_840
+INPAINTING = 5 * 3 * 3  # more input channels, times the kernel: weights a feature of the first convolution
+# Parameters of the published checkpoints' modules, as their model cards and files have them.
+COUNTS = {
+    "stable-diffusion-v1-5": {"unet": 859_520_964, "vae": VAE, "text_encoder": CLIP_L},
+    "stable-diffusion-inpainting": {
+        "unet": 859_520_964 + 320 * INPAINTING, "vae": VAE, "text_encoder": CLIP_L
+    },
+    "stable-diffusion-2-1": {"unet": 865_910_724, "vae": VAE, "text_encoder": OPENCLIP_H},
+    "stable-diffusion-2-1-base": {"unet": 865_910_724, "vae": VAE, "text_encoder": OPENCLIP_H},
+    "stable-diffusion-2-inpainting": {
+        "unet": 865_910_724 + 320 * INPAINTING, "vae": VAE, "text_encoder": OPENCLIP_H
+    },
+    "stable-diffusion-xl-base-1.0": {
+        "unet": 2_567_463_684, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_G
+    },
+    "stable-diffusion-xl-inpainting-1.0": {
+        "unet": 2_567_463_684 + 320 * INPAINTING, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_G
+    },
+    "stable-diffusion-xl-refiner-1.0": {"unet": 2_259_526_660, "vae": VAE, "text_encoder_2": OPENCLIP_G},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", COUNTS)
+def test_a_published_config_describes_the_published_module(model: str) -> None:
+    folder = published_folder(model)
+    assert {file.parent.name: _count(file) for file in folder.glob("*/config.json")} == COUNTS[model]
+
+
+def test_every_published_config_is_counted() -> None:
+    assert set(published_models()) == set(COUNTS)
+
+
+@pytest.mark.parametrize("model", published_models())
+def test_a_published_model_is_of_a_family_and_has_its_parts(model: str) -> None:
+    index = json.loads((CONFIGS / model / "model_index.json").read_text())
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)}
+    family = family_of(index["_class_name"], parts)
+    assert set(parts) == set(family.roles)
+    assert {name: parts[name][1] for name in family.classes} == family.classes
+    assert {key: index[key] for key in family.settings} == family.settings
+
+
+def test_an_unknown_published_model_is_an_error_that_names_the_known() -> None:
+    with pytest.raises(InputError, match="stable-diffusion-xl-base-1.0"):
+        published_folder("../configs")
+
+
+def test_the_parts_of_a_model_choose_among_variants_of_a_class() -> None:
+    parts = ["scheduler", "text_encoder_2", "tokenizer_2", "unet", "vae"]
+    image_to_image = "StableDiffusionXLImg2ImgPipeline"
+    assert family_of(image_to_image, parts).task == "refining"
+    assert family_of(image_to_image, [*parts, "text_encoder", "tokenizer"]).task == "text_to_image"
+    assert family_of(image_to_image).name == "stable_diffusion_xl_img2img"
+
+
+def test_an_unknown_class_is_an_error_that_names_the_known() -> None:
+    with pytest.raises(InputError, match="StableDiffusionXLPipeline"):
+        family_of("FluxPipeline")
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_a_family_names_only_parts_that_it_has(family) -> None:
+    for encoder in family.text_encoders:
+        assert (family.roles[encoder.component], family.roles[encoder.tokenizer]) == ("text", "tokenizer")
+    text = {name for name, role in family.roles.items() if role == "text"}
+    assert text == {encoder.component for encoder in family.text_encoders}
+    assert set(family.classes) <= set(family.roles)
+    assert not set(family.left_out) & set(family.roles)
+
+
+def _count(file: Path) -> int:
+    config = json.loads(file.read_text())
+    with torch.device("meta"):
+        if "_class_name" in config:
+            module = CLASSES[config["_class_name"]].from_config(config)
+        else:
+            module = CLASSES[config["architectures"][0]](CLIPTextConfig.from_dict(config))
+    return sum(parameter.numel() for parameter in module.parameters())
