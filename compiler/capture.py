@@ -25,23 +25,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..specs.canonical import canonical, digest_file, digest_of
-from ..specs.errors import Fault, InputError, raise_all
+from ..specs.errors import Fault, InputError
 from .interfaces import Interface, Port
 from .ir import GraphEdit
+from .modules import NOT_STRUCTURE, build_module, fixed_buffers
 
 if TYPE_CHECKING:
     import onnx_ir
     import torch
 
 # The files that decide what a skeleton looks like: another version of them, another key.
-CODE = ("capture.py", "graphs.py", "interfaces.py")
+CODE = ("capture.py", "graphs.py", "interfaces.py", "modules.py")
 OPSET = 20  # the last one whose normalization onnxruntime runs on a CPU without taking it apart
 DATA = "model.onnx_data"
 LIBRARIES = ("diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
-# Keys of a config that say where it came from, not what the module is.
-NOT_STRUCTURE = frozenset(
-    {"_diffusers_version", "_name_or_path", "dtype", "torch_dtype", "transformers_version"}
-)
 # Sizes to trace with: unlike each other and above one, so that none is taken for another or for fixed.
 EXAMPLES: Mapping[str, int] = {"batch": 2, "sequence": 5}
 CELLS: Mapping[str, int] = {"height": 4, "width": 6, "latent_height": 4, "latent_width": 6}
@@ -195,42 +192,11 @@ def _trace(interface: Interface) -> tuple["torch.nn.Module", "torch.export.Expor
 
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     with fake, torch.no_grad():
-        module = build_module(interface)
+        module = build_module(interface.component)
         examples = tuple(_example(port, interface.multiple) for port in interface.inputs)
         dimensions = _dimensions(interface)
         wrapper = wrap(module, interface)
         return module, torch.export.export(wrapper, examples, dynamic_shapes=dimensions, strict=False)
-
-
-def build_module(interface: Interface) -> "torch.nn.Module":
-    """Return the component's module in float32, built from its config alone."""
-    import diffusers
-    import torch
-    import transformers
-
-    component = interface.component
-    config = {key: value for key, value in component.config.items() if key not in NOT_STRUCTURE}
-    torch.set_default_dtype(torch.float32)
-    if component.library == "transformers":
-        kind = getattr(transformers, component.class_name)
-        return kind(kind.config_class.from_dict({**config, "attn_implementation": "sdpa"})).eval()
-    return getattr(diffusers, component.class_name).from_config(config).eval()
-
-
-def fixed_buffers(module: "torch.nn.Module") -> dict[str, np.ndarray]:
-    """Return the elements of the buffers that no file holds: fake modules do not know them.
-
-    Raises:
-        InputError: there is one that is not a row of position numbers.
-    """
-    stored = module.state_dict().keys()
-    found = {name: buffer for name, buffer in module.named_buffers() if name not in stored}
-    unknown = [name for name in sorted(found) if not name.endswith("position_ids")]
-    raise_all(
-        InputError,
-        [Fault("E_CAPTURE", "a buffer that no file holds and that is not known", name) for name in unknown],
-    )
-    return {name: np.arange(buffer.shape[-1], dtype=np.int64)[None] for name, buffer in sorted(found.items())}
 
 
 def wrap(module: "torch.nn.Module", interface: Interface) -> "torch.nn.Module":

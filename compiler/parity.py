@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ..runtime.sessions import Placement, load_session
 from ..specs.manifest import Evidence
-from .capture import CELLS, DATA, Skeleton, build_module, fixed_buffers, wrap
+from .capture import CELLS, DATA, Skeleton, wrap
 from .interfaces import NEGATIVE, Interface
 from .ir import Pipeline
+from .modules import build_module, fill_module
 from .threads import single_threaded
 
 if TYPE_CHECKING:
@@ -52,21 +53,17 @@ def load_module(interface: Interface, skeleton: Skeleton, folder: Path) -> "torc
     import torch
 
     with torch.device("meta"):
-        module = build_module(interface)
+        module = build_module(interface.component)
     data = np.memmap(folder / interface.folder / DATA, np.uint8, mode="c")
     weights, offset = {}, 0
     for binding in skeleton.weights:
         values = data[offset : offset + binding.size].view(binding.dtype)
         shape = binding.stored[::-1] if binding.transposed else binding.stored
         values = values.reshape(shape).T if binding.transposed else values.reshape(shape)
-        weights[binding.name] = torch.from_numpy(values)
+        weights[binding.name] = values
         offset += binding.size
     # A graph that is a part of its module (one half of a VAE) leaves the rest without elements.
-    module.load_state_dict(weights, strict=False, assign=True)
-    for name, values in fixed_buffers(module).items():
-        owner, _, last = name.rpartition(".")
-        module.get_submodule(owner).register_buffer(last, torch.from_numpy(values), persistent=False)
-    return module
+    return fill_module(module, weights)
 
 
 def example_inputs(interface: Interface, batch: int = BATCH, scale: int = 1) -> dict[str, NDArray[Any]]:
