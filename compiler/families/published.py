@@ -1,4 +1,4 @@
-"""Configs of the published models: one folder each in diffusers' layout, complete but for weights and vocabulary.
+"""Configs of the published models: a folder each in diffusers' layout, without weights and vocabulary.
 
 They are what a single file leaves unsaid, and what a benchmark at true size is built from. Facts only:
 a checkpoint's own config, where it has one, always wins. Source: the published diffusers folders; the
