@@ -4,7 +4,6 @@ emit targets -> spec, lock, sampling -> seal -> gates draw from the sealed bytes
 manifest, card -> sync, rename
 """
 
-import json
 import os
 import resource
 import sys
@@ -14,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..specs.canonical import digest_file
+from ..specs.canonical import digest_file, sealed
 from ..specs.errors import Fault, GateError
 from ..specs.fields import input_files
 from ..specs.lock import Lock, check_lock, make_lock, read_lock, write_lock
 from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
 from . import manifest as manifests
+from .cache import default_cache
 from .card import write_card
 from .emit import Emitter, Job, Watch
 from .load import source_files
@@ -41,14 +41,6 @@ class Quiet:
     def task(self, label: str, total: int) -> Callable[[int], None]:
         del label, total
         return lambda _: None
-
-
-def default_cache() -> Path:
-    """Return where captured graphs are kept: $RETOUCH_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("RETOUCH_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "retouch"
 
 
 @dataclass(frozen=True)
@@ -183,7 +175,7 @@ def _attest(folder: Path, started: float) -> None:
         "manifest_sha256": digest_file(folder / "manifest.json"),
     }
     (folder / ATTESTATIONS).mkdir()
-    (folder / ATTESTATIONS / "build.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    (folder / ATTESTATIONS / "build.json").write_bytes(sealed(facts))
 
 
 def _fail(manifest: Manifest, folder: Path, target: Path, options: Options) -> None:

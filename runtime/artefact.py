@@ -1,6 +1,7 @@
 """Is this folder the artefact that its manifest describes? Every byte is hashed before it is used.
 
-    verify(folder)         the exact set of files, each one's size and SHA-256, the manifest's own digest
+    verify(folder)         the exact set of files, each one's size and SHA-256, the manifest's own digest,
+                           and that of every document attached to it later
     open_artefact(folder)  the same, and then reads through the manifest
 
 Without a signature this proves that the folder is whole, not who made it: `intact, not signed`.
@@ -20,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..specs.canonical import canonical, digest_of, merkle_root
+from ..specs.canonical import digest_file, intact, merkle_root
 from ..specs.errors import Fault, InputError, IntegrityError, UndecidedError, raise_all
 from ..specs.manifest import SCHEMA, FileRecord, Manifest
 from ..specs.sampling import SCHEMA as SAMPLING_SCHEMA
@@ -28,7 +29,8 @@ from ..specs.sampling import SamplingTable
 
 MANIFEST = "manifest.json"
 SAMPLING = "sampling.json"
-# Added after the manifest was sealed, so it cannot list them.
+# Added after the manifest was sealed, so it cannot list them. A JSON document there is sealed by a
+# digest of its own and names the manifest that it speaks of.
 ATTACHED_FOLDER, ATTACHED_FILES = "attestations", ("model.sig",)
 LARGEST_DOCUMENT = 64 << 20  # bytes of a manifest or a table; a larger one is an attack, not a document
 READERS = 4  # files hashed at a time; hashing is faster than most disks from there on
@@ -129,6 +131,7 @@ def verify(folder: Path) -> Verified:
     present, faults = _survey(folder)
     manifest = _read_manifest(folder, present, faults)
     faults += _compare_sets(manifest.files, present, {fault.where for fault in faults})
+    faults += _check_attestations(folder, present)
     listed = [record for record in manifest.files if record.path in present]
     with ThreadPoolExecutor(READERS) as pool:
         checked = list(pool.map(lambda record: _check_file(folder, record), listed))
@@ -197,24 +200,13 @@ def _read_manifest(folder: Path, present: list[str], faults: list[Fault]) -> Man
         )
         raise IntegrityError(*faults, missing)
     try:
-        value = _intact_value(_read_document(folder, MANIFEST))
+        value = intact(_read_document(folder, MANIFEST))
         _refuse_unknown(MANIFEST, value, SCHEMA)
         manifest = Manifest.model_validate_json(json.dumps(value))
     except (ValueError, RecursionError) as error:
         raise IntegrityError(*faults, _invalid(MANIFEST, error)) from error
     faults += _inner_faults(manifest)
     return manifest
-
-
-def _intact_value(text: bytes) -> dict[str, Any]:
-    """Parse a manifest's text; any difference from what was sealed is a ValueError."""
-    value = json.loads(text.decode())
-    if not isinstance(value, dict) or canonical(value) + b"\n" != text:
-        raise ValueError("not in canonical form: the text was changed after the build")
-    unsealed = {key: item for key, item in value.items() if key != "digest"}
-    if value.get("digest") != digest_of(unsealed):
-        raise ValueError(f"its own digest is {digest_of(unsealed)}, expected {value.get('digest')}")
-    return value
 
 
 def _inner_faults(manifest: Manifest) -> list[Fault]:
@@ -238,6 +230,21 @@ def _compare_sets(files: list[FileRecord], present: list[str], named: set[str]) 
 
 def _may_be_attached(path: str) -> bool:
     return path == MANIFEST or path in ATTACHED_FILES or path.startswith(ATTACHED_FOLDER + "/")
+
+
+def _check_attestations(folder: Path, present: list[str]) -> list[Fault]:
+    """Check the documents that were added after the seal: each is whole, and speaks of this manifest."""
+    faults = []
+    for path in present:
+        if path.startswith(ATTACHED_FOLDER + "/") and path.endswith(".json"):
+            try:
+                about = intact(_read_document(folder, path)).get("manifest_sha256")
+            except (ValueError, RecursionError) as error:
+                faults.append(_invalid(path, error))
+                continue
+            if about != digest_file(folder / MANIFEST):
+                faults.append(Fault("E_ATTESTATION", "speaks of another manifest than the one here", path))
+    return faults
 
 
 def _check_file(folder: Path, record: FileRecord) -> Identity | Fault:

@@ -1,6 +1,7 @@
 """One text, and so one digest, for one value: RFC 8785 JSON, and Merkle roots over it."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,26 @@ def canonical(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of the canonical JSON of a value, in hex."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def sealed(value: dict[str, Any]) -> bytes:
+    """Return the text of a document that carries its own digest: canonical, with a newline at its end."""
+    return canonical({**value, "digest": digest_of(value)}) + b"\n"
+
+
+def intact(text: bytes) -> dict[str, Any]:
+    """Return what a sealed document says, its digest included.
+
+    Raises:
+        ValueError: a byte of it was changed since it was sealed.
+    """
+    value = json.loads(text.decode())
+    if not isinstance(value, dict) or canonical(value) + b"\n" != text:
+        raise ValueError("not in canonical form: the text was changed after the build")
+    unsealed = {key: item for key, item in value.items() if key != "digest"}
+    if value.get("digest") != digest_of(unsealed):
+        raise ValueError(f"its own digest is {digest_of(unsealed)}, expected {value.get('digest')}")
+    return value
 
 
 def digest_file(file: Path) -> str:

@@ -14,7 +14,7 @@ from runtime_artefact import make_artefact, seal
 
 from retouch.runtime.artefact import Artefact, open_artefact, verify
 from retouch.runtime.sessions import open_session
-from retouch.specs.canonical import canonical, digest_of
+from retouch.specs.canonical import canonical, digest_file, digest_of, sealed
 from retouch.specs.errors import InputError, IntegrityError, UndecidedError
 
 
@@ -121,11 +121,25 @@ def test_names_that_fall_together_elsewhere_are_refused(folder: Path) -> None:
 
 def test_what_is_attached_after_the_build_is_allowed(folder: Path) -> None:
     (folder / "attestations/2026").mkdir(parents=True)
-    (folder / "attestations/2026/energy.json").write_text("{}")
+    energy = {"joules": 5, "manifest_sha256": digest_file(folder / "manifest.json")}
+    (folder / "attestations/2026/energy.json").write_bytes(sealed(energy))
     (folder / "model.sig").write_text("{}")
     verify(folder)
     (folder / "attestations/link").symlink_to("2026")
     assert faults_of(folder) == [("E_SYMLINK", "attestations/link")]
+
+
+def test_an_attestation_is_whole_and_speaks_of_this_manifest(folder: Path) -> None:
+    (folder / "attestations").mkdir()
+    text = sealed({"joules": 5, "manifest_sha256": digest_file(folder / "manifest.json")})
+    attached = folder / "attestations/energy.json"
+    for bit in range(8 * len(text)):
+        flipped = bytearray(text)
+        flipped[bit // 8] ^= 1 << bit % 8
+        attached.write_bytes(flipped)
+        assert faults_of(folder) == [("E_INVALID", "attestations/energy.json")]
+    attached.write_bytes(sealed({"joules": 5, "manifest_sha256": "0" * 64}))
+    assert faults_of(folder) == [("E_ATTESTATION", "attestations/energy.json")]
 
 
 @pytest.mark.parametrize(
