@@ -8,10 +8,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..specs.canonical import digest_file, sealed
 from ..specs.errors import Fault, GateError
@@ -25,22 +25,9 @@ from .emit import Emitter, Job, Watch
 from .load import source_files
 from .plan import Plan, size_of
 from .seal import ATTESTATIONS, records, sync, transaction
+from .studio import Quiet, Reporter
 from .threads import single_threaded
 from .trial import hold_trial
-
-
-class Reporter(Protocol):
-    """Shows progress: `task` opens a bar and returns what advances it."""
-
-    def task(self, label: str, total: int) -> Callable[[int], None]: ...
-
-
-class Quiet:
-    """A reporter that shows nothing."""
-
-    def task(self, label: str, total: int) -> Callable[[int], None]:
-        del label, total
-        return lambda _: None
 
 
 @dataclass(frozen=True)
@@ -63,6 +50,7 @@ def build(
         SpecError, InputError, UndecidedError: with all faults; `target` is not written.
     """
     options, report = options or Options(), report or Quiet()
+    plan = plan.at_work(options.cache, report)
     started = time.time()
     lock = _locked_inputs(plan, options)
     # Sums of several threads depend on how many cores there are; bytes and evidence must not.

@@ -77,6 +77,10 @@ class Pass(ABC):
         del before, after
         return []
 
+    def images_needed(self) -> int:
+        """Return the most images that the pass draws while its tensors are computed."""
+        return 0
+
     def erasures(self) -> Iterable[Erasure]:
         """Return the concepts that the pass erases, for the gates that look for them."""
         return ()

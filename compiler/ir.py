@@ -16,6 +16,7 @@ from typing import Any
 from ..specs.errors import Fault, InputError
 from .families import Family
 from .sampling import Sampling
+from .studio import Studio
 from .tensors import Edited, Tensor
 
 
@@ -51,7 +52,8 @@ class GraphEdit:
 class Pipeline:
     """A text-to-image model on its way through the passes.
 
-    `tensors` are keyed `component.name`, `name` being the one on disk in diffusers' layout.
+    `tensors` are keyed `component.name`, `name` being the one on disk in diffusers' layout. `studio` is
+    what passes draw with; None where nobody builds yet.
     """
 
     family: Family
@@ -59,6 +61,9 @@ class Pipeline:
     tensors: Mapping[str, Tensor] = field(repr=False)
     sampling: Sampling
     graph_edits: tuple[GraphEdit, ...] = ()
+    # the source's values of the family's settings
+    settings: Mapping[str, bool] = field(default_factory=dict)
+    studio: Studio | None = field(default=None, compare=False, repr=False)
 
     def of_role(self, role: str) -> tuple[Component, ...]:
         """Return the components of a role, in name order."""

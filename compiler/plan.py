@@ -1,6 +1,6 @@
 """What a build will do, from headers alone: the order, the tensors each pass touches, the cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from .ir import Pipeline
 from .load import MODEL_ROLES, load_pipeline, source_folder
 from .manifest import parameters
 from .schedule import Carried, carry_out
+from .studio import Reporter, Studio
 from .tensors import Tensor
 
 REGISTRIES = Registries(registry.passes, registry.emitters, registry.gates)
@@ -41,9 +42,16 @@ class Plan:
         """Images that the gates will draw."""
         return sum(gate.images_needed(len(self.erased)) for gate in self.spec.gates)
 
+    def at_work(self, cache: Path, report: Reporter) -> "Plan":
+        """Return this plan with its passes told what they draw with: the sampling that the spec ends in."""
+        studio = Studio(self.pipeline.sampling, cache, report)
+        source = replace(self.source, studio=studio)
+        return replace(self, source=source, carried=tuple(carry_out(source, self.spec.edits)))
+
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain data: what `retouch plan --json` prints."""
         table = self.pipeline.sampling.table()
+        images = self.images() + sum(edit.images_needed() for edit in self.spec.edits)
         models = {name: size_of(self.pipeline, name) for name in _models(self.pipeline)}
         largest = max((_bytes(tensor) for tensor in self.pipeline.tensors.values()), default=0)
         return {
@@ -79,8 +87,8 @@ class Plan:
             "cost": {
                 "disk_bytes": sum(models.values()) * len(self.spec.emit),
                 "largest_tensor_bytes": largest,
-                "images": self.images(),
-                "denoiser_evaluations": self.images() * table.evaluations,
+                "images": images,
+                "denoiser_evaluations": images * table.evaluations,
             },
         }
 
