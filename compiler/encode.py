@@ -1,163 +1,239 @@
-"""Prompts -> text states, by a pipeline's own tokenizer and its text encoder as the passes left it.
+"""Prompts -> text states, by a pipeline's own tokenizers and its text encoders as the passes left them.
 
-Text states are what cross-attention reads: one vector a token position, padding included. torch and
-transformers are imported when something is encoded, not before.
+Text states are what the denoiser reads: one vector a token position, padding included, and for some
+families one pooled vector a prompt. Only rows that are asked for are computed, each prefix of tokens
+once; what was computed is kept in the build cache under the digest of the encoder and the tokens.
 """
 
+import hashlib
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..specs.errors import Fault, InputError
+from ..specs.canonical import digest_of
+from ..specs.errors import Fault, InputError, raise_all
+from .cache import default_cache
+from .environment import environment
+from .families import TextEncoder
 from .ir import Pipeline
-from .tensors import Tensor, widen
+from .tensors import Tensor
+from .text_encoder import PrefixTree, TextEncoderWeights, TextRows, run_text_encoder
 from .threads import single_threaded
+from .tokenizer import SourceTokenizer, load_tokenizer
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
+# A part of every cache key: raise it when `text_encoder.py` changes what it computes.
+VERSION = 1
+# What the last bits of a text state depend on beside the encoder and the tokens.
+CIRCUMSTANCES = ("numpy", "machine", "cpu")
 
-# Prompts encoded at once: enough to keep one core busy, few enough to stay small in memory.
-BATCH = 16
+
+@dataclass(frozen=True)
+class Share:
+    """One encoder's share of the text states: its rows [N, width], and which of them are each prompt's."""
+
+    rows: NDArray[np.float32]
+    paths: tuple[NDArray[np.intp], ...]
+    pooled: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Text states of some prompts.
 
-    `states` is [P, S, D], `ids` [P, S]. `lengths` [P] counts the tokens from the start token to the
-    end token, both included: position `length - 1` holds the end token, padding follows.
+    `ids` is [P, S], the first tokenizer's, with padding. `lengths` [P] counts the tokens from the start
+    token to the end token, both included: position `length - 1` holds the end token, padding follows.
     """
 
     prompts: tuple[str, ...]
-    states: NDArray[np.float32]
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    shares: tuple[Share, ...]
+
+    def rows(self, prompt: str) -> NDArray[np.float32]:
+        """Return the leading rows of a prompt's text states that were asked for, [n, D]."""
+        place = self._places[prompt]
+        return np.concatenate([share.rows[share.paths[place]] for share in self.shares], axis=1)
+
+    @property
+    def width(self) -> int:
+        """D, the width of a text state: all encoders' side by side."""
+        return sum(share.rows.shape[1] for share in self.shares)
+
+    @property
+    def states(self) -> NDArray[np.float32]:
+        """All text states, [P, S, D]; only where whole prompts were asked for."""
+        return np.stack([self.rows(prompt) for prompt in self.prompts])
+
+    @property
+    def pooled(self) -> NDArray[np.float32] | None:
+        """The pooled states, [P, Dp], of the encoder that has them; None where none has."""
+        return next((share.pooled for share in self.shares if share.pooled is not None), None)
+
+    def pooled_row(self, prompt: str) -> NDArray[np.float32]:
+        """Return a prompt's pooled state, [1, Dp]."""
+        if self.pooled is None:
+            raise ValueError("no text encoder of this family is pooled")
+        return self.pooled[self._places[prompt]][None]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {prompt: place for place, prompt in enumerate(self.prompts)}
 
 
-def encode_prompts(pipeline: Pipeline, component_name: str, prompts: Sequence[str]) -> Encoded:
-    """Encode prompts with a text encoder of the pipeline, in the order given.
+def encode_prompts(
+    pipeline: Pipeline, prompts: Sequence[str], needed: Sequence[int] | None = None
+) -> Encoded:
+    """Encode prompts with the text encoders of a pipeline, in the order given.
 
-    The same prompts through the same tensors are encoded once a process: tensors are values, and so
-    their own key. Passes of stage `erase` and their observers share the work that way.
+    Args:
+        needed: how many leading rows of each prompt are read; what comes behind is not computed. None
+            means all. Pooled states are computed where the family has them, whatever is needed.
 
     Raises:
-        InputError: the pipeline lacks a tensor that the text encoder's config asks for.
+        InputError: a text encoder lacks a tensor or is no CLIP text encoder, or two tokenizers of the
+            pipeline spell a prompt with different numbers of tokens.
     """
-    component = pipeline.components[component_name]
-    tensors = tuple(
-        (pipeline.family.module_name(component_name, name), tensor)
-        for name, tensor in pipeline.tensors_of(component_name).items()
+    tokenizers = [tokenizer_of(pipeline, encoder) for encoder in pipeline.family.text_encoders]
+    raise_all(InputError, _spelling_faults(tokenizers, prompts))
+    rows = [tokenizers[0].length] * len(prompts) if needed is None else list(needed)
+    shares = tuple(
+        _share(pipeline, encoder, tokenizer, prompts, rows)
+        for encoder, tokenizer in zip(pipeline.family.text_encoders, tokenizers, strict=True)
     )
-    folder = tokenizer_folder(pipeline, component_name)
-    unique = tuple(dict.fromkeys(prompts))
-    states, ids, lengths = _encode(json.dumps(dict(component.config)), tensors, folder, unique)
-    places = [unique.index(prompt) for prompt in prompts]
-    return Encoded(tuple(prompts), states[places], ids[places], lengths[places])
+    ids = np.array([tokenizers[0].tokens(prompt).ids for prompt in prompts], np.int64)
+    lengths = np.array([len(tokenizers[0].spelling(prompt).ids) for prompt in prompts], np.int64)
+    return Encoded(tuple(prompts), ids, lengths, shares)
 
 
-def tokenizer_folder(pipeline: Pipeline, component_name: str) -> Path:
-    """Return the folder of the tokenizer that feeds a text encoder: both lists are in name order."""
-    names = [component.name for component in pipeline.of_role("text")]
-    return pipeline.of_role("tokenizer")[names.index(component_name)].folder
+def tokenizer_of(pipeline: Pipeline, encoder: TextEncoder | None = None) -> SourceTokenizer:
+    """Return the tokenizer that feeds a text encoder, the family's first one where none is named."""
+    chosen = encoder or pipeline.family.text_encoders[0]
+    return load_tokenizer(pipeline.components[chosen.tokenizer].folder)
 
 
-@lru_cache(maxsize=4)
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Open a tokenizer folder of a model.
+def text_width(pipeline: Pipeline) -> int:
+    """Return D, the width of a text state, from the configs alone."""
+    encoders = pipeline.family.text_encoders
+    return sum(int(pipeline.components[encoder.component].config["hidden_size"]) for encoder in encoders)
 
-    Raises:
-        InputError: it holds no tokenizer that transformers knows, or one without character offsets.
+
+def pooled_width(pipeline: Pipeline) -> int:
+    """Return Dp, the width of a pooled state, from the config alone; 0 where the family has none."""
+    encoders = [encoder for encoder in pipeline.family.text_encoders if encoder.pooled]
+    return sum(int(pipeline.components[encoder.component].config["projection_dim"]) for encoder in encoders)
+
+
+def _share(
+    pipeline: Pipeline,
+    encoder: TextEncoder,
+    tokenizer: SourceTokenizer,
+    prompts: Sequence[str],
+    needed: Sequence[int],
+) -> Share:
+    component = pipeline.components[encoder.component]
+    tensors = tuple(
+        (pipeline.family.module_name(encoder.component, name), tensor)
+        for name, tensor in pipeline.tensors_of(encoder.component).items()
+    )
+    source = _Source(json.dumps(dict(component.config), sort_keys=True), tensors, encoder)
+    ids = [tokenizer.tokens(prompt).ids for prompt in prompts]
+    ends = (
+        [_pooled_position(one, component.config.get("eos_token_id")) for one in ids] if encoder.pooled else []
+    )
+    reach = [max(n, end + 1) for n, end in zip(needed, ends, strict=True)] if ends else needed
+    return _kept(source, tuple(i[:n] for i, n in zip(ids, reach, strict=True)), tuple(needed), tuple(ends))
+
+
+def _pooled_position(ids: Sequence[int], end: int | None) -> int:
+    """Return the position that CLIP pools: the first end token's.
+
+    Configs older than transformers 4.31 say 2, which is no end token; the highest id is meant.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise InputError(Fault("E_TOKENIZER", f"cannot be opened: {error}", str(folder))) from error
-    if not tokenizer.is_fast:
-        hint = "add the folder's tokenizer.json, or vocab.json and merges.txt"
-        raise InputError(Fault("E_TOKENIZER", "it gives no character offsets", str(folder), hint))
-    return tokenizer
+    return ids.index(end) if end in ids and end != 2 else int(np.argmax(ids))
 
 
-def token_count(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> int:
-    """Return how many tokens a prompt has before truncation, start and end token included."""
-    return len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+def _spelling_faults(tokenizers: Sequence[SourceTokenizer], prompts: Sequence[str]) -> Iterator[Fault]:
+    for prompt in prompts:
+        lengths = [len(tokenizer.spelling(prompt).ids) for tokenizer in tokenizers]
+        if len(set(lengths)) > 1:
+            message = f"`{prompt}` is {' or '.join(map(str, lengths))} tokens, as the tokenizers spell it"
+            yield Fault("E_TOKENIZER", message, hint="both text encoders must read the same positions")
 
 
-def subject_span(tokenizer: "PreTrainedTokenizerBase", prompt: str, concept: str) -> range:
-    """Return the token positions of a concept's last mention in a prompt; empty where there is none.
+# ---------------------------------------------------------------------------------------------------
+# What was computed once: in this process, and in the build cache
 
-    The tokenizer's own offsets decide, so a mention inside a word (`x` in `a fox`) is none, and one
-    that truncation cut off is none.
-    """
-    offsets = tokenizer(prompt, truncation=True, return_offsets_mapping=True)["offset_mapping"]
-    starts = {begin: position for position, (begin, end) in reversed(list(enumerate(offsets))) if begin < end}
-    ends = {end: position for position, (begin, end) in enumerate(offsets) if begin < end}
-    text, wanted = prompt.lower(), concept.strip().lower()
-    at = text.rfind(wanted) if wanted else -1
-    while at >= 0:
-        if at in starts and at + len(wanted) in ends:
-            return range(starts[at], ends[at + len(wanted)] + 1)
-        at = text.rfind(wanted, 0, at + len(wanted) - 1)
-    return range(0)
+
+@dataclass(frozen=True)
+class _Source:
+    """All that a text state depends on beside the tokens; values, so that it is its own key."""
+
+    config: str
+    tensors: tuple[tuple[str, Tensor], ...]
+    encoder: TextEncoder
+
+    @property
+    def weights(self) -> TextEncoderWeights:
+        return TextEncoderWeights(json.loads(self.config), dict(self.tensors))
 
 
 @lru_cache(maxsize=8)
-def _encode(
-    config: str, tensors: tuple[tuple[str, Tensor], ...], tokenizer: Path, prompts: tuple[str, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    import torch
-
-    tokens = load_tokenizer(tokenizer)(
-        list(prompts), padding="max_length", truncation=True, return_tensors="np"
-    )
-    ids, lengths = tokens["input_ids"].astype(np.int64), tokens["attention_mask"].sum(axis=1).astype(np.int64)
-    with single_threaded(), torch.inference_mode():
-        encoder = _text_encoder(json.loads(config), dict(tensors))
-        # No attention mask: Stable Diffusion's text states are made without one.
-        batches = [
-            encoder(torch.from_numpy(ids[start : start + BATCH])).last_hidden_state.numpy()
-            for start in range(0, len(ids), BATCH)
-        ]
-    return np.concatenate(batches), ids, lengths
+def _kept(
+    source: _Source, ids: tuple[tuple[int, ...], ...], needed: tuple[int, ...], ends: tuple[int, ...]
+) -> Share:
+    """Return an encoder's share, from the cache where it is there and whole."""
+    tree = PrefixTree.of(ids)
+    pooled = np.array([path[end] for path, end in zip(tree.paths, ends, strict=True)]) if ends else None
+    place = default_cache() / "text_states" / f"{_key(source, ids, ends)}.npz"
+    found = _load(place)
+    if found is None:
+        with single_threaded():
+            found = run_text_encoder(source.weights, tree, source.encoder.layer, pooled)
+        _keep(found, place)
+    return Share(found.states, tuple(p[:n] for p, n in zip(tree.paths, needed, strict=True)), found.pooled)
 
 
-def _text_encoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "torch.nn.Module":
-    """Build the text encoder around the pipeline's tensors: mapped float32 ones are not copied."""
-    import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**{**config, "attn_implementation": "sdpa"}))
-    prefix = "text_model." if any(name.startswith("text_model.") for name in model.state_dict()) else ""
-    wanted = {name: name.removeprefix(prefix) for name in model.state_dict()}
-    missing = sorted(name for name in wanted.values() if name not in tensors)
-    if missing:
-        raise InputError(
-            *(Fault("E_TENSOR_MISSING", "the text encoder lacks a tensor", name) for name in missing)
-        )
-    model.load_state_dict({name: _as_torch(tensors[short]) for name, short in wanted.items()}, assign=True)
-    for name, buffer in list(model.named_buffers()):
-        # The only buffer that is not stored: positions 0, 1, ... of the embeddings.
-        model.get_submodule(name.rpartition(".")[0]).register_buffer(
-            name.rpartition(".")[2], torch.arange(buffer.shape[-1])[None], persistent=False
-        )
-    return model.eval()
+def _key(source: _Source, ids: tuple[tuple[int, ...], ...], ends: tuple[int, ...]) -> str:
+    circumstances = {name: value for name, value in environment().items() if name in CIRCUMSTANCES}
+    parts = [VERSION, circumstances, source.config, _digest(source.tensors), source.encoder.layer or 0]
+    return digest_of([*parts, [list(one) for one in ids], list(ends)])
 
 
-def _as_torch(tensor: Tensor) -> "torch.Tensor":
-    import torch
+@lru_cache(maxsize=8)
+def _digest(tensors: tuple[tuple[str, Tensor], ...]) -> str:
+    """Return the SHA-256 of an encoder's tensors, each with its name, type and shape."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.read().reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
-    with warnings.catch_warnings():
-        # A mapped file is read-only, and so is what is done with it here.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(widen(tensor.read()))
+
+def _load(file: Path) -> TextRows | None:
+    """Return what a cache file holds, or None where it is not there or not whole."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return TextRows(arrays["states"], arrays.get("pooled", None))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(rows: TextRows, file: Path) -> None:
+    """Put text states into the cache, whole or not at all; a cache that cannot be written is none."""
+    arrays: dict[str, Any] = {"states": rows.states}
+    arrays |= {} if rows.pooled is None else {"pooled": rows.pooled}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".making-", delete=False) as made:
+            np.savez(made, **arrays)
+        Path(made.name).replace(file)
+    except OSError:
+        return

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from ..compiler.encode import encode_prompts, load_tokenizer, subject_span, tokenizer_folder
-from ..compiler.ir import Component, Pipeline
-from ..specs.errors import Fault, InputError
+from ..compiler.encode import encode_prompts, tokenizer_of
+from ..compiler.ir import Pipeline
 from ._closed_form import Floats
 
 Tokens = Literal["subject", "subject_and_eot", "subject_to_end"]
-# A word of a byte-pair vocabulary ends so; without it, it is a piece of one.
-WORD_END = "</w>"
 SHORTEST_WORD = 3
 # One word in so many of the most frequent ones is taken, so that not all are function words.
 STRIDE = 4
@@ -21,28 +18,13 @@ def fill(template: str, text: str) -> str:
     return template.replace("{}", text)
 
 
-def text_encoder(pipeline: Pipeline) -> Component:
-    """Return the pipeline's one text encoder.
-
-    Raises:
-        InputError: it has none or several.
-    """
-    encoders = pipeline.of_role("text")
-    if len(encoders) != 1:
-        message = f"{len(encoders)} text encoders, the linear solver knows pipelines with one"
-        raise InputError(Fault("E_ERASE_ENCODERS", message, pipeline.family.name))
-    return encoders[0]
-
-
 def vocabulary_prompts(pipeline: Pipeline, count: int, without: Sequence[str]) -> tuple[str, ...]:
     """Return `a WORD` for up to `count` words of the tokenizer's vocabulary, in the order of their ids.
 
     Byte-pair ids rise as words get rarer. Words that stand in the texts `without` are left out.
     """
-    tokenizer = load_tokenizer(tokenizer_folder(pipeline, text_encoder(pipeline).name))
+    words = tokenizer_of(pipeline).words()
     banned = {word for text in without for word in text.lower().split()}
-    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [piece.removesuffix(WORD_END) for piece, _ in pieces if piece.endswith(WORD_END)]
     plain = [word for word in words if word.isalpha() and len(word) >= SHORTEST_WORD and word not in banned]
     stride = max(1, min(STRIDE, len(plain) // max(count, 1)))
     return tuple(f"a {word}" for word in plain[::stride][:count])
@@ -52,13 +34,12 @@ class TextStates:
     """Rows of text states of some prompts, float64 [N, D], chosen from a prompt's last subject token on."""
 
     def __init__(self, pipeline: Pipeline, prompts: Sequence[str], tokens: Tokens = "subject_to_end") -> None:
-        encoder = text_encoder(pipeline).name
-        encoded = encode_prompts(pipeline, encoder, prompts)
-        self._tokenizer = load_tokenizer(tokenizer_folder(pipeline, encoder))
+        encoded = encode_prompts(pipeline, prompts)
+        self._tokenizer = tokenizer_of(pipeline)
         self._tokens = tokens
-        self._states = dict(zip(encoded.prompts, encoded.states, strict=True))
+        self._states = {prompt: encoded.rows(prompt) for prompt in encoded.prompts}
         self._lengths = dict(zip(encoded.prompts, encoded.lengths.tolist(), strict=True))
-        self.width = int(encoded.states.shape[2])
+        self.width = encoded.width
 
     def all_rows(self, prompt: str) -> Floats:
         """Return every row of a prompt, padding included."""
@@ -90,4 +71,4 @@ class TextStates:
         return list(range(last, len(self._states[prompt])))
 
     def _subject(self, prompt: str, name: str) -> range:
-        return subject_span(self._tokenizer, prompt, name)
+        return self._tokenizer.spelled(prompt, name)

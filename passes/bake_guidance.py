@@ -104,7 +104,7 @@ class BakeGuidance(Pass):
         """Add the negative prompt's text states as a tensor, and the graph edit that reads it."""
         (denoiser,), (encoder,) = pipeline.of_role("denoiser"), pipeline.of_role("text")
         states = Shared(
-            lambda: encode_prompts(pipeline, encoder.name, [self.negative_prompt]).states,
+            lambda: encode_prompts(pipeline, [self.negative_prompt]).states,
             np.dtype(np.float32),
             _states_shape(encoder),
         )

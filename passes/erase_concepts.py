@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from ..compiler.contract import Erasure, Observer, Pass, Stage
-from ..compiler.encode import load_tokenizer, subject_span, token_count, tokenizer_folder
+from ..compiler.encode import text_width, tokenizer_of
 from ..compiler.ir import Pipeline, Selection
 from ..compiler.tensors import Array, Shared
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, SpecError, raise_all
 from ..specs.manifest import Decimal, Evidence
 from ._closed_form import Floats, Grams, Moments
-from ._text_states import TextStates, Tokens, fill, text_encoder, vocabulary_prompts
+from ._text_states import TextStates, Tokens, fill, vocabulary_prompts
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 
@@ -76,8 +76,7 @@ class EraseConcepts(Pass):
 
     def run(self, pipeline: Pipeline) -> Pipeline:
         raise_all(SpecError, self._faults(pipeline))
-        encoder = text_encoder(pipeline)
-        width = int(encoder.config["hidden_size"])
+        width = text_width(pipeline)
         text_map = Shared(lambda: self._solve(pipeline), np.dtype(np.float64), (width, width))
         edited = pipeline
         for text_input in pipeline.family.text_inputs:
@@ -158,19 +157,20 @@ class EraseConcepts(Pass):
     def _faults(self, pipeline: Pipeline) -> Iterator[Fault]:
         yield from self._template_faults()
         yield from self._concept_faults()
-        tokenizer = load_tokenizer(tokenizer_folder(pipeline, text_encoder(pipeline).name))
+        tokenizer = tokenizer_of(pipeline)
         for place, text in self._texts():
             for template in (*self.templates, *self.held_out):
                 prompt = fill(template, text)
-                length, most = token_count(tokenizer, prompt), int(tokenizer.model_max_length)
+                spelling, most = tokenizer.spelling(prompt), tokenizer.length
+                length = len(spelling.ids) + spelling.cut
                 if length > most:
                     hint = "shorten the concept or the template"
                     yield Fault(
                         "E_ERASE_TOKENS", f"`{prompt}` is {length} tokens, at most {most}", place, hint
                     )
-                elif not (span := subject_span(tokenizer, prompt, text)):
+                elif not (span := tokenizer.spelled(prompt, text)):
                     yield Fault("E_ERASE_TOKENS", f"`{text}` is no token of its own in `{prompt}`", place)
-                elif _unknown(tokenizer, prompt, span):
+                elif any(spelling.ids[position] == tokenizer.unknown for position in span):
                     yield Fault("E_ERASE_TOKENS", f"the tokenizer does not know all of `{text}`", place)
                 else:
                     continue
@@ -227,7 +227,7 @@ class _Residuals:
         self._edit, self._before = edit, before
         patterns = [text_input.pattern for text_input in before.family.text_inputs]
         self._names = frozenset(name for p in patterns for name in before.select("denoiser", p).names)
-        self._grams = Grams(int(text_encoder(before).config["hidden_size"]))
+        self._grams = Grams(text_width(before))
 
     @property
     def names(self) -> frozenset[str]:
@@ -318,11 +318,6 @@ def _times(weight: Floats, text_map: Floats) -> Floats:
 def _same(text: str) -> str:
     """Two spellings that no CLIP tokenizer tells apart are one concept."""
     return " ".join(text.lower().split())
-
-
-def _unknown(tokenizer: Any, prompt: str, span: range) -> bool:
-    ids = tokenizer(prompt, truncation=True)["input_ids"]
-    return any(ids[position] == tokenizer.unk_token_id for position in span)
 
 
 def _shape_faults(selection: Selection, width: int) -> Iterator[Fault]:

@@ -1,5 +1,6 @@
 """What several test files share and what is dear to make: the tiny pipeline, and captured graphs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def skeletons(request: pytest.FixtureRequest) -> Path:
     """Return a cache of captured graphs that outlives the run: its keys hold the capturing code's digest."""
     return Path(request.config.cache.mkdir("skeletons"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests encode out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETOUCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -73,7 +73,7 @@ def test_a_baked_negative_prompt_is_a_tensor_and_a_graph_edit() -> None:
     (edit,) = after.graph_edits
     assert (edit.component, edit.name) == ("unet", "baked_negative")
     states = after.tensors[f"unet.{NEGATIVE}"]
-    expected = encode_prompts(before, "text_encoder", ["a shoe"]).states
+    expected = encode_prompts(before, ["a shoe"]).states
     assert states.read().shape == states.shape
     assert (states.read() == expected).all()
     assert after.sampling.table().negative.baked

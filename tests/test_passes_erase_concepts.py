@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retouch.compiler.encode import encode_prompts, load_tokenizer, subject_span, tokenizer_folder
+from retouch.compiler.encode import encode_prompts, tokenizer_of
 from retouch.compiler.ir import changed_tensors
 from retouch.specs.errors import SpecError
 from retouch.specs.manifest import Evidence
@@ -32,9 +32,7 @@ def _evidence(**block: object) -> dict[tuple[str, str], Evidence]:
     ],
 )
 def test_a_subject_is_found_by_the_tokenizers_offsets(prompt: str, concept: str, expected: range) -> None:
-    pipeline = open_tiny()
-    tokenizer = load_tokenizer(tokenizer_folder(pipeline, "text_encoder"))
-    assert subject_span(tokenizer, prompt, concept) == expected
+    assert tokenizer_of(open_tiny()).spelled(prompt, concept) == expected
 
 
 def test_every_key_and_value_is_rewritten_by_one_matrix_and_nothing_else() -> None:
@@ -53,7 +51,7 @@ def test_residual_and_drift_are_those_of_the_written_matrices() -> None:
     after = edit.run(before)
     names = before.select("denoiser", "*.attn2.to_[kv].weight").names
     old, new = (np.concatenate([p.tensors[n].read() for n in names]).astype(float) for p in (before, after))
-    states = encode_prompts(before, "text_encoder", ["the apple logo", "a cloud"]).states.astype(float)
+    states = encode_prompts(before, ["the apple logo", "a cloud"]).states.astype(float)
     # The last token of the concept is position 3, of its guide 2; the last row of the guide is padding.
     rows, guides = states[0][3:], states[1][[*range(2, 15)]]
     residual = np.linalg.norm(rows @ new.T - guides @ old.T) / np.linalg.norm((rows - guides) @ old.T)
