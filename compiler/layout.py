@@ -86,8 +86,11 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
 
 def _index(pipeline: Pipeline) -> dict[str, Any]:
     """Return model_index.json; parts that the artefact leaves out are named as absent."""
-    index: dict[str, Any] = {"_class_name": pipeline.family.pipeline_class, "requires_safety_checker": False}
-    index |= {name: [None, None] for name in pipeline.family.left_out}
+    left_out = pipeline.family.left_out
+    index: dict[str, Any] = {"_class_name": pipeline.family.pipeline_class, **pipeline.settings}
+    index |= {name: [None, None] for name in left_out}
+    if "safety_checker" in left_out:
+        index["requires_safety_checker"] = False
     for component in pipeline.components.values():
         is_scheduler = component.role == "scheduler"
         class_name = scheduler_class(pipeline) if is_scheduler else component.class_name

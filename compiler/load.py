@@ -1,45 +1,49 @@
-"""A diffusers folder -> Pipeline: configs are read, headers are read, no element is.
+"""A spec's `source`, whatever it is -> Pipeline: configs are read, headers are read, no element is."""
 
-Nothing in a model folder is code here: class names are looked up in the family's data, and a name
-that is not there is refused.
-"""
-
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from ..specs.errors import Fault, InputError, SpecError, raise_all
+from ..specs.errors import Fault, InputError, SpecError
 from ..specs.fields import DEMO
 from ..specs.sampling import Latent
-from .families import Family, family_of
-from .headers import PICKLE_SUFFIXES, read_header
+from ..specs.schema import Source
+from .families import Family
+from .headers import refuse_pickle
 from .ir import Component, Pipeline, verify
 from .sampling import Sampling, Schedule, check_sampler, constant
-from .tensors import Tensor
+from .sources import MODEL_ROLES, Opened
+from .sources.folder import open_folder, read_json, weight_files
+from .sources.single_file import Given, open_single_file
 
-MAX_CONFIG = 1 << 20
-WEIGHTS = ("diffusion_pytorch_model", "model")
+__all__ = [
+    "BUILT_IN_MODELS",
+    "MODEL_ROLES",
+    "load_pipeline",
+    "open_source",
+    "read_json",
+    "source_files",
+    "source_folder",
+    "weight_files",
+]
+
 BUILT_IN_MODELS: Mapping[str, Path] = {"demo": DEMO / "model"}
+# owner/name, as hubs spell it. Source: huggingface_hub, `validate_repo_id`.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
-def source_folder(model: str, spec_folder: Path) -> Path:
-    """Return the folder of a spec's `source.model`: a built-in name, or a path from the spec's folder.
+def open_source(
+    source: Source, spec_folder: Path, sampler: str, steps: int, guidance_scale: float | None = None
+) -> Pipeline:
+    """Open a spec's source as a pipeline that draws with `sampler` in `steps`.
 
     Raises:
-        SpecError: neither.
+        SpecError: the source is none of the kinds, or a key of it does not belong to its kind.
+        InputError: a file is missing, malformed, a pickle, or of a kind that is not supported.
     """
-    if model in BUILT_IN_MODELS:
-        return BUILT_IN_MODELS[model]
-    folder = (spec_folder / model).resolve()
-    if folder.is_dir():
-        return folder
-    built_in = ", ".join(f"`{name}`" for name in BUILT_IN_MODELS)
-    hint = f"give a folder in diffusers layout, relative to the spec, or a built-in model: {built_in}"
-    found = "a single file is not supported yet" if folder.is_file() else f"no folder `{folder}`"
-    raise SpecError(Fault("E_SOURCE", f"`{model}`: {found}", "source.model", hint))
+    return _pipeline(_open(source, spec_folder), sampler, steps, guidance_scale)
 
 
 def load_pipeline(folder: Path, sampler: str, steps: int, guidance_scale: float | None = None) -> Pipeline:
@@ -49,144 +53,85 @@ def load_pipeline(folder: Path, sampler: str, steps: int, guidance_scale: float 
         InputError: a file is missing, malformed, a pickle, or of a class that is not supported.
         SpecError: the sampler is unknown.
     """
-    index = read_json(folder / "model_index.json")
-    family = family_of(str(index.get("_class_name")))
-    components = _components(folder, index, family)
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(components):
-        if components[name].role in MODEL_ROLES:
-            tensors.update(_tensors(components[name]))
-    pipeline = Pipeline(
-        family=family,
-        components=MappingProxyType(components),
-        tensors=MappingProxyType(tensors),
-        sampling=_sampling(components, family, sampler, steps, guidance_scale),
-    )
-    verify(pipeline, "load")
-    return pipeline
+    return _pipeline(open_folder(folder), sampler, steps, guidance_scale)
 
 
-MODEL_ROLES = frozenset({"denoiser", "text", "vae"})
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a component, one or the shards that an index lists.
+def source_folder(model: str, spec_folder: Path) -> Path:
+    """Return the folder of a model: a built-in name, or a path from the spec's folder.
 
     Raises:
-        InputError: there is none, or only a pickle.
+        SpecError: neither.
     """
-    for stem in WEIGHTS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards(index)
-        plain = folder / f"{stem}.safetensors"
-        if plain.is_file():
-            return [plain]
-        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-        if len(variants) == 1:
-            return variants
-    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        hint = "get the safetensors version of this model, or convert it in a sandbox"
-        raise InputError(
-            Fault("E_PICKLE", f"only pickled weights ({pickles[0]}), which are refused", str(folder), hint)
-        )
-    raise InputError(
-        Fault(
-            "E_FILE",
-            "no weights",
-            str(folder),
-            f"expected {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors",
-        )
-    )
+    if model in BUILT_IN_MODELS:
+        return BUILT_IN_MODELS[model]
+    folder = (spec_folder / model).resolve()
+    if folder.is_dir():
+        return folder
+    raise _no_source(model, folder)
 
 
 def source_files(pipeline: Pipeline) -> list[tuple[str, Path]]:
-    """Return every file of the source that a build may read: (path in the folder, path), sorted."""
-    root = next(iter(pipeline.components.values())).folder.parent
-    files = [root / "model_index.json"]
-    for component in pipeline.components.values():
-        if component.role in MODEL_ROLES:
-            files += [component.folder / "config.json", *weight_files(component.folder)]
-            files += sorted(component.folder.glob("*.safetensors.index.json"))
-        else:
-            files += sorted(
-                file
-                for file in component.folder.iterdir()
-                if file.is_file() and file.suffix in (".json", ".txt")
-            )
-    return sorted((str(file.relative_to(root)), file) for file in files)
+    """Return every file of the source that a build may read: (label, path), sorted."""
+    return sorted(pipeline.files)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a small JSON object of a model folder.
+def _open(source: Source, spec_folder: Path) -> Opened:
+    """Open a source by its kind: a commit makes it a hub's, then built-in names come before paths."""
+    place = (spec_folder / source.model).resolve()
+    components = {name: file.path for name, file in source.components.items()}
+    tokenizer = source.tokenizer.path if source.tokenizer else None
+    config = source.config.path if source.config else None
+    if source.revision is not None:
+        from .sources.hub import snapshot  # huggingface_hub belongs to the build
 
-    Raises:
-        InputError: missing, too large, or not an object.
-    """
-    try:
-        if file.stat().st_size > MAX_CONFIG:
-            raise InputError(Fault("E_CONFIG", f"larger than {MAX_CONFIG} bytes", str(file)))
-        value = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(Fault("E_FILE", f"cannot be read: {error.strerror}", str(file))) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(Fault("E_CONFIG", f"not JSON: {error}", str(file))) from error
-    if not isinstance(value, dict):
-        raise InputError(Fault("E_CONFIG", "not a JSON object", str(file)))
-    return value
+        if not HUB_ID.fullmatch(source.model):
+            message = f"`{source.model}` is no hub model (owner/name), and only those have revisions"
+            raise SpecError(Fault("E_SOURCE", message, "source.revision"))
+        place = snapshot(source.model, source.revision, source.variant, frozenset(components))
+    elif source.model in BUILT_IN_MODELS:
+        place = BUILT_IN_MODELS[source.model]
+    if place.is_dir():
+        _refuse_keys(source, "a folder", "config", "prediction")
+        return open_folder(place, components, tokenizer)
+    if place.is_file():
+        refuse_pickle(place)
+        return open_single_file(place, Given(config, tokenizer, source.prediction, components))
+    raise _no_source(source.model, place)
 
 
-def _components(folder: Path, index: Mapping[str, Any], family: Family) -> dict[str, Component]:
-    """Return the family's components as model_index.json names them; all faults at once."""
-    faults, found = [], {}
-    for name, role in family.roles.items():
-        entry = index.get(name)
-        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
-            faults.append(Fault("E_COMPONENT", f"no component `{name}`", str(folder / "model_index.json")))
-            continue
-        library, class_name = entry
-        expected = family.classes.get(name, class_name)
-        if class_name != expected:
-            where = str(folder / "model_index.json")
-            faults.append(
-                Fault("E_COMPONENT", f"`{name}` is a `{class_name}`, supported is `{expected}`", where)
-            )
-            continue
-        place = folder / name
-        config_name = "scheduler_config.json" if role == "scheduler" else "config.json"
-        config = {} if role == "tokenizer" else read_json(place / config_name)
-        found[name] = Component(name, role, library, class_name, MappingProxyType(config), place)
-    known = {*family.roles, *family.left_out}
-    extra = sorted(
-        key for key, entry in index.items() if isinstance(entry, list) and any(entry) and key not in known
-    )
-    faults += [
-        Fault("E_COMPONENT", f"`{key}` is not a part of {family.title}", str(folder / "model_index.json"))
-        for key in extra
+def _refuse_keys(source: Source, kind: str, *keys: str) -> None:
+    """Refuse keys that would change nothing: a folder says these things itself."""
+    faults = [
+        Fault("E_SOURCE", f"{kind} says this itself", f"source.{key}", "leave the key out")
+        for key in keys
+        if getattr(source, key) is not None
     ]
-    raise_all(InputError, faults)
-    return found
+    if faults:
+        raise SpecError(*faults)
 
 
-def _tensors(component: Component) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(component.folder):
-        for name, tensor in read_header(file).tensors.items():
-            full = f"{component.name}.{name}"
-            if full in tensors:
-                raise InputError(Fault("E_SAFETENSORS", "the tensor stands in two shards", f"{file}: {name}"))
-            tensors[full] = tensor
-    return tensors
+def _no_source(model: str, place: Path) -> SpecError:
+    built_in = ", ".join(f"`{name}`" for name in BUILT_IN_MODELS)
+    hint = f"give a folder in diffusers layout or a .safetensors file, relative to the spec, or {built_in}"
+    if HUB_ID.fullmatch(model):
+        hint += (
+            "; for a hub's model add `revision:` with a commit's 40 hex digits, from the page of its files"
+        )
+    return SpecError(Fault("E_SOURCE", f"`{model}`: no file or folder `{place}`", "source.model", hint))
 
 
-def _shards(index: Path) -> list[Path]:
-    """Return the files that an index lists, which must be plain names beside it."""
-    names = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
-    odd = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    if odd or not names:
-        raise InputError(Fault("E_CONFIG", f"not a plain safetensors file name: {odd[:1]}", str(index)))
-    return [index.parent / name for name in names]
+def _pipeline(opened: Opened, sampler: str, steps: int, guidance_scale: float | None) -> Pipeline:
+    pipeline = Pipeline(
+        family=opened.family,
+        components=MappingProxyType(dict(opened.components)),
+        tensors=MappingProxyType(dict(opened.tensors)),
+        sampling=_sampling(opened.components, opened.family, sampler, steps, guidance_scale),
+        settings=MappingProxyType(dict(opened.settings)),
+        files=opened.files,
+        notes=opened.notes,
+    )
+    verify(pipeline, "load")
+    return pipeline
 
 
 def _sampling(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..specs.errors import Fault, InputError, SpecError
-from ..specs.sampling import Latent, Negative, SamplingTable, Step
+from ..specs.errors import Fault, InputError, SpecError, raise_all
+from ..specs.sampling import Latent, Negative, SamplingTable, Step, Task, TextSource, TimeId
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +31,7 @@ class Schedule:
     spacing: str
     steps_offset: int
     set_alpha_to_one: bool
+    zero_terminal_snr: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> "Schedule":
@@ -49,21 +50,28 @@ class Schedule:
             for key, known in _SUPPORTED.items()
             if key in config and config[key] not in known
         ]
-        if faults:
-            raise InputError(*faults)
-        betas = _betas(config)
+        zero_terminal_snr = bool(config.get("rescale_betas_zero_snr"))
+        if zero_terminal_snr and config.get("prediction_type", "epsilon") == "epsilon":
+            message = "the last timestep is pure noise, from which predicted noise tells no image"
+            hint = "expected prediction_type v_prediction with rescale_betas_zero_snr"
+            faults.append(Fault("E_SCHEDULE", message, where, hint))
+        raise_all(InputError, faults)
+        alphas_bar: Floats = np.cumprod(1.0 - _betas(config), dtype=np.float64)
+        if zero_terminal_snr:
+            alphas_bar = _with_zero_terminal_snr(alphas_bar)
         return cls(
-            alphas_bar=tuple(np.cumprod(1.0 - betas).tolist()),
+            alphas_bar=tuple(alphas_bar.tolist()),
             prediction=config.get("prediction_type", "epsilon"),
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=int(config.get("steps_offset", 0)),
             set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
+            zero_terminal_snr=zero_terminal_snr,
         )
 
     @property
     def sigmas(self) -> Floats:
-        """Noise level of each training timestep, rising."""
-        abar = np.asarray(self.alphas_bar)
+        """Noise level of each training timestep, rising; that of pure noise is 4096 in place of infinite."""
+        abar = np.maximum(self.alphas_bar, PURE_NOISE)
         return np.sqrt((1 - abar) / abar)
 
     def sigma_at(self, timesteps: Floats) -> Floats:
@@ -76,14 +84,21 @@ _SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "beta_schedule": ("scaled_linear", "linear"),
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
-    "rescale_betas_zero_snr": (False, None),
+    "rescale_betas_zero_snr": (True, False, None),
+    "interpolation_type": ("linear", None),
+    "final_sigmas_type": ("zero", None),
+    "timestep_type": ("discrete", None),
     "thresholding": (False, None),
     "clip_sample": (False, None),
     "trained_betas": (None,),
     "use_karras_sigmas": (False, None),
     "use_exponential_sigmas": (False, None),
     "use_beta_sigmas": (False, None),
+    "use_flow_sigmas": (False, None),
 }
+# Signal that stands for none where a noise level has to be finite. Source: diffusers'
+# EulerDiscreteScheduler and DPMSolverMultistepScheduler, the smallest subnormal float16.
+PURE_NOISE = 2.0**-24
 
 
 def _betas(config: Mapping[str, Any]) -> Floats:
@@ -93,6 +108,25 @@ def _betas(config: Mapping[str, Any]) -> Floats:
     if config.get("beta_schedule", "linear") == "linear":
         return np.linspace(start, end, count)
     return np.linspace(sqrt(start), sqrt(end), count) ** 2
+
+
+def _with_zero_terminal_snr(alphas_bar: Floats) -> Floats:
+    """Shift and scale sqrt(abar): the last becomes 0, the first stays. Source: 2305.08891, algorithm 1."""
+    root = np.sqrt(alphas_bar)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told beside the sample and the timestep; see specs/sampling.py.
+
+    `zero_negative`: text states of zeros stand for a negative prompt that nobody gave.
+    """
+
+    task: Task = "text_to_image"
+    text: tuple[TextSource, ...] = (TextSource(),)
+    time_ids: tuple[TimeId, ...] = ()
+    zero_negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +148,12 @@ class Sampling:
     sampler: str
     steps: int
     guidance: Guidance = field(default_factory=lambda: Guidance(()))
+    conditioning: Conditioning = field(default_factory=Conditioning)
+
+    @property
+    def zero_negative(self) -> bool:
+        """Whether the unconditional half reads zeros: the model was trained so, and no prompt is given."""
+        return self.conditioning.zero_negative and not self.guidance.negative_prompt
 
     def sigmas(self) -> tuple[float, ...]:
         """Noise level of each step, falling: what guidance intervals are measured in."""
@@ -135,7 +175,14 @@ class Sampling:
             prediction=self.schedule.prediction,  # type: ignore[arg-type] # checked by Schedule
             initial_scale=_initial_scale(self.schedule, self.sampler, rows[0].sigma),
             guidance_baked=self.guidance.baked_weights,
-            negative=Negative(prompt=self.guidance.negative_prompt, baked=self.guidance.baked_negative),
+            negative=Negative(
+                prompt=self.guidance.negative_prompt,
+                baked=self.guidance.baked_negative,
+                zeros=self.zero_negative,
+            ),
+            task=self.conditioning.task,
+            text=list(self.conditioning.text),
+            time_ids=list(self.conditioning.time_ids),
             latent=self.latent,
             steps=steps,
         )
@@ -168,10 +215,9 @@ def _alpha(sigma: float) -> float:
     return 1.0 / sqrt(1.0 + sigma * sigma)
 
 
-def _x0_scaled(sigma: float, prediction: str) -> tuple[float, float]:
+def _x0(abar: float, prediction: str) -> tuple[float, float]:
     """Return (from sample, from output) of x0 for a variance-preserving sample."""
-    alpha = _alpha(sigma)
-    noise = sigma * alpha
+    alpha, noise = sqrt(abar), sqrt(1 - abar)
     match prediction:
         case "epsilon":
             return 1.0 / alpha, -noise / alpha
@@ -192,9 +238,9 @@ def _ddim(schedule: Schedule, steps: int) -> list[Step]:
             schedule.alphas_bar[int(timestep)],
             schedule.alphas_bar[before] if before >= 0 else final,
         )
-        sigma = sqrt((1 - abar) / abar)
+        (sigma,) = schedule.sigma_at(np.array([timestep]))
         ratio = sqrt(1 - abar_next) / sqrt(1 - abar)
-        x0 = _x0_scaled(sigma, schedule.prediction)
+        x0 = _x0(abar, schedule.prediction)
         rows.append(_row(timestep, sigma, 1.0, x0, ratio, sqrt(abar_next) - ratio * sqrt(abar)))
     return rows
 
@@ -206,8 +252,8 @@ def _euler(schedule: Schedule, steps: int) -> list[Step]:
     rows = []
     for timestep, sigma, following in zip(timesteps, sigmas, sigmas[1:], strict=False):
         # The sample here is x / alpha, and so is scaled by alpha before the denoiser sees it.
-        sample, output = _x0_scaled(sigma, schedule.prediction)
         alpha = _alpha(sigma)
+        sample, output = _x0(alpha * alpha, schedule.prediction)
         x0 = (sample * alpha, output)
         rows.append(_row(timestep, sigma, alpha, x0, following / sigma, 1 - following / sigma))
     return rows
@@ -227,7 +273,7 @@ def _dpmpp_2m(schedule: Schedule, steps: int) -> list[Step]:
         if i > 0 and following > 0:
             step, step_before = log(sigma / following), log(sigmas[i - 1] / sigma)
             second = 0.5 * first * step / step_before
-        x0 = _x0_scaled(sigma, schedule.prediction)
+        x0 = _x0(alpha * alpha, schedule.prediction)
         sample = (following * alpha_next) / (sigma * alpha)
         rows.append(_row(timestep, sigma, 1.0, x0, sample, first + second, -second or 0.0))
     return rows

@@ -41,6 +41,8 @@ def scheduler_config(pipeline: Pipeline) -> dict[str, Any]:
     config["prediction_type"] = schedule.prediction
     config["timestep_spacing"] = schedule.spacing
     config["steps_offset"] = schedule.steps_offset
+    if schedule.zero_terminal_snr:
+        config["rescale_betas_zero_snr"] = True
     if class_name == "DDIMScheduler":
         config["set_alpha_to_one"] = schedule.set_alpha_to_one
     return config

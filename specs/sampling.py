@@ -9,6 +9,10 @@ serves them all. With `x` the sample, `w` the guidance weight and one row a step
 
 The loop starts from `initial_scale` times unit noise. A step with weight 1 is not guided and runs
 the conditional half only.
+
+`text` says which graphs make text states: their outputs, one after the other on the last axis, are the
+denoiser's `encoder_hidden_states`, and a pooled one is its `text_embeds`. Where there are `time_ids`,
+the denoiser takes these numbers in this order, in pixels: an image is its original, uncropped.
 """
 
 from pathlib import Path
@@ -16,7 +20,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 1
+# 2 added `task`, `text`, `time_ids` and `negative.zeros`; what they leave unsaid in 1 is their default.
+SCHEMA = 2
+Graph = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,99}$", description="a folder of the artefact")]
+Task = Literal["text_to_image", "inpainting", "refining"]
+TimeId = Literal[
+    "original_height",
+    "original_width",
+    "crop_top",
+    "crop_left",
+    "target_height",
+    "target_width",
+    "aesthetic_score",
+]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -50,6 +66,18 @@ class Negative(Document):
 
     prompt: str = ""
     baked: bool = False
+    zeros: Annotated[bool, Field(description="whether zeros are its text states, until a host gives one")] = (
+        False
+    )
+
+
+class TextSource(Document):
+    """One graph's share of the text states."""
+
+    graph: Graph = "text_encoder"
+    tokenizer: Graph = "tokenizer"
+    output: Name = "last_hidden_state"
+    pooled: Annotated[Name | None, Field(description="output that is the denoiser's `text_embeds`")] = None
 
 
 class Latent(Document):
@@ -67,7 +95,10 @@ class SamplingTable(Document):
     """The whole of sampling.json."""
 
     # `schema` shadows a deprecated method of BaseModel, hence the alias.
-    schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
+    schema_version: Annotated[Literal[1, 2], Field(alias="schema")] = SCHEMA
+    task: Annotated[Task, Field(description="what it draws from; only text_to_image needs no image")] = (
+        "text_to_image"
+    )
     sampler: Name
     prediction: Literal["epsilon", "v_prediction", "sample"]
     initial_scale: Annotated[float, Field(gt=0)]
@@ -76,6 +107,8 @@ class SamplingTable(Document):
         False
     )
     negative: Negative = Negative()
+    text: Annotated[list[TextSource], Field(min_length=1, max_length=4)] = [TextSource()]
+    time_ids: Annotated[list[TimeId], Field(max_length=6)] = []
     latent: Latent
     steps: Annotated[list[Step], Field(min_length=1, max_length=1000)]
 
