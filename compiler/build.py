@@ -88,7 +88,7 @@ def _emit(plan: Plan, emitter: Emitter, folder: Path, options: Options, report: 
     watches = watches_of(plan)
     total = sum(size_of(plan.pipeline, name) for name in plan.pipeline.components)
     advance = report.task(f"write {emitter.name}", total)
-    job = Job(plan.source, watches, lambda _, count: advance(count), options.cache)
+    job = Job(plan.source, watches, lambda _, count: advance(count), options.cache, report.task)
     emitted = emitter.emit(plan.pipeline, folder, job)
     static = [evidence for watch in watches for evidence in watch.observer.evidence()]
     return TargetRecord(

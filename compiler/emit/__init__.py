@@ -25,18 +25,25 @@ class Watch:
     before: Pipeline
 
 
+def _no_task(label: str, total: int) -> Callable[[int], None]:
+    """Show nothing."""
+    del label, total
+    return lambda steps: None
+
+
 @dataclass(frozen=True)
 class Job:
     """What an emitter needs beside the pipeline.
 
     `source` is the pipeline as loaded, to tell which tensors changed; `advance` reports bytes written
-    to the progress bar; `cache` is a folder for captured graphs.
+    to the progress bar; `cache` is a folder for captured graphs; `task` opens a progress bar of its own.
     """
 
     source: Pipeline
     watches: Sequence[Watch]
     advance: Callable[[str, int], None]
     cache: Path
+    task: Callable[[str, int], Callable[[int], None]] = _no_task
 
 
 @dataclass(frozen=True)
