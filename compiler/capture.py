@@ -211,25 +211,30 @@ def wrap(module: "torch.nn.Module", interface: Interface) -> "torch.nn.Module":
             self.inner = module
 
         def forward(self, *inputs: Any) -> Any:
-            return run(self.inner, *inputs)
+            return run(interface, self.inner, *inputs)
 
     return Graph()
 
 
-def _text(module: Any, input_ids: Any) -> Any:
-    output = module(input_ids)
-    return output.last_hidden_state, output.pooler_output
+def _text(interface: Interface, module: Any, input_ids: Any) -> Any:
+    wanted = [port.name.partition(".") for port in interface.outputs]
+    output = module(input_ids, output_hidden_states=any(number for _, _, number in wanted))
+    return tuple(output[name][int(number)] if number else output[name] for name, _, number in wanted)
 
 
-def _denoise(module: Any, sample: Any, timestep: Any, states: Any) -> Any:
-    return module(sample, timestep, states, return_dict=False)[0]
+def _denoise(interface: Interface, module: Any, sample: Any, timestep: Any, states: Any, *added: Any) -> Any:
+    names = [port.name for port in interface.inputs[3:]]
+    conditions = dict(zip(names, added, strict=True))
+    return module(sample, timestep, states, added_cond_kwargs=conditions, return_dict=False)[0]
 
 
-def _decode(module: Any, latent: Any) -> Any:
+def _decode(interface: Interface, module: Any, latent: Any) -> Any:
+    del interface
     return module.decode(latent, return_dict=False)[0]
 
 
-def _encode(module: Any, sample: Any) -> Any:
+def _encode(interface: Interface, module: Any, sample: Any) -> Any:
+    del interface
     latent = module.encoder(sample)
     return latent if module.quant_conv is None else module.quant_conv(latent)
 

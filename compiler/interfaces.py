@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..specs.errors import Fault, InputError
+from .families import Family
 from .ir import Component, Pipeline
 
 Dimension = int | str
 # Every name that is added to a denoiser's graph starts like this: no module's name does.
 OWN = "retouch."
+# What a baked negative prompt adds to the denoiser's tensors, by the input that it stands for.
 NEGATIVE = f"{OWN}negative_hidden_states"
+NEGATIVE_POOLED = f"{OWN}negative_text_embeds"
+BAKED: Mapping[str, str] = {"encoder_hidden_states": NEGATIVE, "text_embeds": NEGATIVE_POOLED}
 
 
 @dataclass(frozen=True)
@@ -48,56 +52,77 @@ def interfaces(pipeline: Pipeline) -> tuple[Interface, ...]:
         InputError: a config lacks a size.
     """
     return tuple(
-        _read(part, component)
+        _read(part, component, pipeline.family)
         for role, parts in PARTS.items()
         for component in pipeline.of_role(role)
         for part in parts
     )
 
 
-def _read(part: Callable[[Component], Interface], component: Component) -> Interface:
+def _read(part: "Part", component: Component, family: Family) -> Interface:
     """Return a part of a component. Raises InputError where the config lacks what the part needs."""
     try:
-        return part(component)
+        return part(component, family)
     except (KeyError, TypeError, ValueError) as error:
         where = str(component.folder / "config.json")
         raise InputError(Fault("E_CONFIG", f"the config lacks a usable {error}", where)) from error
 
 
-def _text_encoder(component: Component) -> Interface:
+def _text_encoder(component: Component, family: Family) -> Interface:
+    """Hosts that read an inner hidden state ask for each but the last, by number; 0 is the embedding."""
+    (encoder,) = (encoder for encoder in family.text_encoders if encoder.component == component.name)
     config = component.config
     length, width = int(config["max_position_embeddings"]), int(config["hidden_size"])
+    sequence = ("batch", length, width)
+    states = Port("last_hidden_state", "float32", sequence)
+    inner = 0 if encoder.layer is None else int(config["num_hidden_layers"])
+    outputs = (
+        # Hosts take the first output of the pooled encoder for its pooled state.
+        (Port("text_embeds", "float32", ("batch", int(config["projection_dim"]))), states)
+        if encoder.pooled
+        else (states, Port("pooler_output", "float32", ("batch", width)))
+    )
     return Interface(
         folder=component.name,
         component=component,
         inputs=(Port("input_ids", "int64", ("batch", length)),),
-        outputs=(
-            Port("last_hidden_state", "float32", ("batch", length, width)),
-            Port("pooler_output", "float32", ("batch", width)),
-        ),
+        outputs=(*outputs, *(Port(f"hidden_states.{i}", "float32", sequence) for i in range(inner))),
     )
 
 
-def _denoiser(component: Component) -> Interface:
+def _denoiser(component: Component, family: Family) -> Interface:
     """Timesteps are floating-point: some samplers use fractions, and whole ones are exact."""
     config = component.config
     image = ("height", "width")
+    states = ("batch", "sequence", int(config["cross_attention_dim"]))
     return Interface(
         folder=component.name,
         component=component,
         inputs=(
             Port("sample", "float32", ("batch", int(config["in_channels"]), *image)),
             Port("timestep", "float32", ()),
-            Port(
-                "encoder_hidden_states", "float32", ("batch", "sequence", int(config["cross_attention_dim"]))
-            ),
+            Port("encoder_hidden_states", "float32", states),
+            *_added(config, len(family.time_ids)),
         ),
         outputs=(Port("out_sample", "float32", ("batch", int(config["out_channels"]), *image)),),
         multiple=_halvings(config),
     )
 
 
-def _decoder(component: Component) -> Interface:
+def _added(config: Mapping[str, Any], ids: int) -> tuple[Port, ...]:
+    """Return the inputs that are embedded together with the timestep: pooled text, and the image's size."""
+    if not ids:
+        return ()
+    columns = int(config["projection_class_embeddings_input_dim"])
+    pooled = columns - ids * int(config["addition_time_embed_dim"])
+    return (
+        Port("text_embeds", "float32", ("batch", pooled)),
+        Port("time_ids", "float32", ("batch", ids)),
+    )
+
+
+def _decoder(component: Component, family: Family) -> Interface:
+    del family
     config = component.config
     latent = ("batch", int(config["latent_channels"]), "latent_height", "latent_width")
     return Interface(
@@ -108,8 +133,9 @@ def _decoder(component: Component) -> Interface:
     )
 
 
-def _encoder(component: Component) -> Interface:
+def _encoder(component: Component, family: Family) -> Interface:
     """The output is mean and log variance one after the other: drawing from them is the host's."""
+    del family
     config = component.config
     latent = ("batch", 2 * int(config["latent_channels"]), "latent_height", "latent_width")
     return Interface(
@@ -126,7 +152,8 @@ def _halvings(config: Mapping[str, Any]) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
-PARTS: Mapping[str, tuple[Callable[[Component], Interface], ...]] = {
+Part = Callable[[Component, Family], Interface]
+PARTS: Mapping[str, tuple[Part, ...]] = {
     "text": (_text_encoder,),
     "denoiser": (_denoiser,),
     "vae": (_decoder, _encoder),
