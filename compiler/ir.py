@@ -61,6 +61,9 @@ class Pipeline:
     tensors: Mapping[str, Tensor] = field(repr=False)
     sampling: Sampling
     graph_edits: tuple[GraphEdit, ...] = ()
+    # of the source: what a build may read, as (label in the lock, path), and what opening it left behind
+    files: tuple[tuple[str, Path], ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
     # the source's values of the family's settings
     settings: Mapping[str, bool] = field(default_factory=dict)
     studio: Studio | None = field(default=None, compare=False, repr=False)

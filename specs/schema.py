@@ -4,7 +4,7 @@ Draft   as written: blocks are mappings that nobody has looked at yet
 Spec    as understood: each block is an instance of the class that its name stands for
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -23,20 +23,40 @@ Sampler = Literal["ddim", "dpmpp_2m", "euler"]
 
 @dataclass(frozen=True)
 class Source:
-    """The model to edit: the built-in `demo`, or a folder relative to the spec's, in diffusers' layout.
+    """The model to edit: built-in, a folder in diffusers' layout, a single file, or a hub's at a commit.
 
-    What else a model may be, and whether it exists, is asked by whoever opens it.
+    Paths are relative to the spec's folder. Whether the model exists is asked by whoever opens it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    model: Annotated[str, Field(min_length=1, max_length=4096, description="`demo`, or a folder")]
-    revision: Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hex digits")] = (
-        None
-    )
+    model: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=4096, description="`demo`, a folder, a .safetensors file, or owner/name"
+        ),
+    ]
+    revision: Annotated[
+        str | None, Field(pattern=r"^[0-9a-f]{40}$", description="of a hub's model: commit, 40 hex digits")
+    ] = None
+    variant: Annotated[
+        str | None, Field(pattern=r"^[A-Za-z0-9_]{1,16}$", description="of a hub's files, such as fp16")
+    ] = None
     tokenizer: Annotated[InputFile | None, Field(description="folder, where the model has no tokenizer")] = (
         None
     )
+    config: Annotated[
+        InputFile | None,
+        Field(description="folder of configs in diffusers' layout, where a single file is of no known make"),
+    ] = None
+    prediction: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        Field(description="what a single file's denoiser predicts, where the file does not say"),
+    ] = None
+    components: Annotated[
+        dict[Literal["text_encoder", "text_encoder_2", "unet", "vae"], InputFile],
+        Field(description="folders or files that stand in for the model's own parts"),
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
