@@ -47,7 +47,7 @@ def write_card(plan: Plan, targets: Sequence[TargetRecord], gates: Sequence[Evid
         ),
         "## Evidence\n\n"
         + _table([*gates, *(evidence for target in targets for evidence in target.evidence)]),
-        "## Limits\n\n" + _bullets(limits(plan.pipeline.family)),
+        "## Limits\n\n" + _bullets(limits(plan.pipeline)),
         "## Not claimed\n\n" + _bullets(not_claimed(DRAWN_FROM, emitted, bool(spec.gates))),
         f"Provider: {plain(spec.provider.name) or 'not stated'}\n",
         f"Contact: {plain(spec.provider.contact) or 'not stated'}\n",

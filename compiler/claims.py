@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from .families import Family
+from .ir import Pipeline
 
 # "Avoidance, not removal": When Are Concepts Erased From Diffusion Models? (NeurIPS 2025) recovers
 # closed-form erasures by textual inversion, inpainting and added sampler noise.
@@ -19,9 +19,9 @@ _NOT_CLAIMED = (
 )
 
 
-def limits(family: Family) -> list[str]:
-    """Return what is known to be limited about an edit of this family."""
-    return [*_LIMITS, *family.limits]
+def limits(pipeline: Pipeline) -> list[str]:
+    """Return what is known to be limited about an edit, and what of the source is left behind."""
+    return [*_LIMITS, *pipeline.family.limits, *(f"The source's {note}." for note in pipeline.notes)]
 
 
 def not_claimed(drawn: Iterable[str], emitted: Iterable[str], gates: bool) -> list[str]:

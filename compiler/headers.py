@@ -1,4 +1,4 @@
-"""Read the header of a safetensors file: every tensor's type, shape and place, no element.
+"""The header of a safetensors file: every tensor's type, shape and place, no element.
 
 A file is hostile until its header says otherwise: sizes are bounded before they are used, keys are
 unique, names are plain, and the byte ranges tile the data exactly. Pickles are refused by content,
@@ -8,15 +8,17 @@ whatever their name.
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..specs.errors import Fault, InputError, raise_all
 from .ir import NAME
-from .tensors import DTYPES, Stored
+from .tensors import CODES, DTYPES, Stored
 
 # The format's own limit is 100 MB; SDXL's largest header is 0.3 MB.
 MAX_HEADER = 32 << 20
@@ -53,6 +55,22 @@ def read_header(file: Path) -> Header:
     raise_all(InputError, faults)
     _check_tiling(tensors, file, start, size)
     return Header(tensors, metadata)
+
+
+def header_bytes(rows: Iterable[tuple[str, np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """Return the head of a safetensors file for (name, type, shape) in the order of the data.
+
+    Source: the format's description in the safetensors repository.
+    """
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, dtype, shape in rows:
+        end = offset + prod(shape) * dtype.itemsize
+        table[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def refuse_pickle(file: Path) -> None:

@@ -51,7 +51,7 @@ def assemble(
         targets=list(targets),
         gates=list(gates),
         environment=environment(),
-        limits=limits(pipeline.family),
+        limits=limits(pipeline),
         not_claimed=not_claimed(DRAWN_FROM, [target.emitter for target in targets], bool(spec.gates)),
         files=list(files),
         merkle_root=merkle_root((file.path, file.sha256) for file in files),

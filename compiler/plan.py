@@ -10,7 +10,7 @@ from ..specs.schema import Spec
 from . import registry
 from .contract import Erasure
 from .ir import Pipeline
-from .load import MODEL_ROLES, load_pipeline, source_folder
+from .load import MODEL_ROLES, open_source
 from .manifest import parameters
 from .schedule import Carried, carry_out
 from .studio import Reporter, Studio
@@ -61,6 +61,7 @@ class Plan:
                 "model": self.spec.source.model,
                 "family": self.source.family.title,
                 "bytes": sum(models.values()),
+                "notes": list(self.source.notes),
             },
             "passes": [
                 {
@@ -100,8 +101,10 @@ def make_plan(file: Path) -> Plan:
         SpecError, InputError: with all faults that were found.
     """
     spec = read_spec(file, REGISTRIES)
-    folder = source_folder(spec.source.model, file.parent)
-    source = load_pipeline(folder, spec.sampling.sampler, spec.sampling.steps, spec.sampling.guidance_scale)
+    sampling = spec.sampling
+    source = open_source(
+        spec.source, file.parent, sampling.sampler, sampling.steps, sampling.guidance_scale
+    )
     return Plan(file, spec, source, tuple(carry_out(source, spec.edits)))
 
 

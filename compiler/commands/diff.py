@@ -6,8 +6,9 @@ import click
 
 from ...runtime.console import json_option, print_result
 from ...specs.errors import Fault, InputError
+from ...specs.schema import Source
 from ..ir import Pipeline
-from ..load import load_pipeline, source_folder
+from ..load import load_pipeline, open_source
 from ..plan import make_plan
 from ..text import difference, unified
 
@@ -22,8 +23,9 @@ SAMPLER, STEPS = "dpmpp_2m", 20
 def command(before: str, after: str, as_json: bool) -> None:
     """Show what differs from BEFORE to AFTER.
 
-    Each is a diffusers folder, a built-in model, an artefact with a `diffusers` target, or a spec, which
-    stands for the model as it would be built. Exits with 0 whether or not there is a difference.
+    Each is a diffusers folder, a single file, a built-in model, an artefact with a `diffusers` target, or
+    a spec, which stands for the model as it would be built. Exits with 0 whether or not there is a
+    difference.
     """
     rows = difference(_open(before), _open(after))
     text = unified(rows) if rows else "no difference"
@@ -42,6 +44,6 @@ def _open(place: str) -> Pipeline:
                 Fault("E_DIFF", "the artefact holds no diffusers target to compare", place, hint)
             )
         path = path / "diffusers"
-    elif not path.is_dir():
-        path = source_folder(place, Path())
-    return load_pipeline(path, SAMPLER, STEPS)
+    if path.is_dir():
+        return load_pipeline(path, SAMPLER, STEPS)
+    return open_source(Source(place), Path(), SAMPLER, STEPS)

@@ -26,6 +26,7 @@ def _text(plan: dict[str, Any]) -> str:
         f"{plan['name']} {plan['version']}",
         f"  source    {source['model']}: {source['family']}, {size(source['bytes'])} of weights",
     ]
+    lines += [f"            {note}" for note in source["notes"]]
     for step in plan["passes"]:
         lines.append(f"  {step['stage']:<9} {step['name']}: {step['tensors']} tensors, {size(step['bytes'])}")
     guided = f"{sampling['guided_steps']} of {sampling['steps']} steps guided"

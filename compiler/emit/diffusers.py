@@ -1,19 +1,20 @@
 """A diffusers folder with the edited weights: for hosts that run torch, and for further training."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...specs.manifest import ComponentRecord
+from ..headers import header_bytes
 from ..interfaces import OWN
 from ..ir import Component, Pipeline
 from ..layout import write_config, write_layout
 from ..load import MODEL_ROLES
-from ..tensors import CODES, Tensor
+from ..tensors import Tensor
+from ..text_map import fuse_text_map
 from ..write import Entry, WritePass
 from . import Emitted, Emitter, Job
 
@@ -27,7 +28,8 @@ class Diffusers(Emitter):
     """Writes `diffusers/` inside the artefact: the source's layout, one safetensors file a component.
 
     `precision: source` keeps each tensor's type, so that untouched ones are byte-equal to the source's.
-    Baked guidance is no part of it: diffusers takes guidance from its caller.
+    Baked guidance is no part of it: diffusers takes guidance from its caller. An edit that was to be a
+    matrix in the graph (`output: text_map`) is fused into the weights, there is no graph here.
     """
 
     precision: Literal["source", "float32", "float16"] = "source"
@@ -35,6 +37,7 @@ class Diffusers(Emitter):
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         place = folder / FOLDER
         place.mkdir()
+        pipeline = fuse_text_map(pipeline, self.name)
         writing = WritePass(pipeline, job)
         records = [
             self._write_component(writing, component, folder)
@@ -70,20 +73,6 @@ class Diffusers(Emitter):
 
 
 def header(component: str, entries: Sequence[Entry]) -> bytes:
-    """Return the head of a safetensors file: its length, then each tensor's type, shape and place.
-
-    Source: the format's description in the safetensors repository.
-    """
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for entry in entries:
-        end = offset + int(np.prod(entry.tensor.shape, dtype=np.int64)) * entry.dtype.itemsize
-        table[entry.name.removeprefix(component + ".")] = {
-            "dtype": CODES[entry.dtype],
-            "shape": list(entry.tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    """Return the head of a component's safetensors file."""
+    rows = [(entry.name.removeprefix(component + "."), entry.dtype, entry.tensor.shape) for entry in entries]
+    return header_bytes(rows, {"format": "pt"})
