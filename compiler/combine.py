@@ -6,8 +6,9 @@ unguided steps. `guided.onnx` looks w up by the timestep and shares the denoiser
 its tables is a copy of what sampling.json says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..specs.sampling import SamplingTable
 from .capture import DATA, OPSET, Skeleton
-from .interfaces import NEGATIVE, OWN
+from .interfaces import BAKED, OWN
 
 IR_VERSION = 10
 TIMESTEPS, WEIGHTS = f"{OWN}guidance_timesteps", f"{OWN}guidance_weights"
@@ -24,10 +25,19 @@ TIMESTEPS, WEIGHTS = f"{OWN}guidance_timesteps", f"{OWN}guidance_weights"
 
 @dataclass(frozen=True)
 class Baked:
-    """Text states of a baked negative prompt: where they lie in the data file, and their shape [1, S, D]."""
+    """What a baked negative prompt puts in the place of half an input: where it lies in the data file.
 
+    `shape` is [1, S, D] for text states, [1, D] for a pooled one.
+    """
+
+    input: str
     offset: int
     shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Size in bytes, in float32."""
+        return 4 * prod(self.shape)
 
 
 def combine_graph(channels: int) -> bytes:
@@ -42,21 +52,20 @@ def combine_graph(channels: int) -> bytes:
     return _serialize(_model(graph))
 
 
-def guided_graph(denoiser: Skeleton, table: SamplingTable, baked: Baked | None) -> bytes:
+def guided_graph(denoiser: Skeleton, table: SamplingTable, baked: Sequence[Baked] = ()) -> bytes:
     """Return guided.onnx: (sample [B], timestep, encoder_hidden_states [2B]) -> out_sample [B].
 
-    The unconditional half of the text states comes first. With a baked negative prompt the host gives
-    the conditional half only, [B].
+    Inputs that SDXL has beside these are [2B] too. The unconditional half of each comes first. With a
+    baked negative prompt the host gives the conditional half only, [B].
     """
     model = onnx.load_model_from_string(denoiser.graph)
     graph = model.graph
-    doubled, states, both = (f"{OWN}{name}" for name in ("samples", "hidden_states", "predictions"))
-    renamed = {"sample": doubled, "out_sample": both}
-    before = [helper.make_node("Concat", ["sample", "sample"], [doubled], axis=0)]
-    if baked is not None:
-        renamed["encoder_hidden_states"] = states
-        before += _with_negative(states)
-        graph.initializer.append(_external(NEGATIVE, baked))
+    both = f"{OWN}predictions"
+    conditions = [port.name for port in graph.input if port.name not in ("sample", "timestep")]
+    joined = ["sample", *conditions] if baked else ["sample"]
+    renamed = {"out_sample": both, **{name: f"{OWN}both.{name}" for name in joined}}
+    before = _both_halves({name: renamed[name] for name in joined}, baked)
+    graph.initializer.extend(_external(one) for one in baked)
     inner = [_renamed(node, renamed) for node in graph.node]
     unconditional, conditional = f"{OWN}unconditional", f"{OWN}conditional"
     after = [
@@ -69,8 +78,8 @@ def guided_graph(denoiser: Skeleton, table: SamplingTable, baked: Baked | None) 
     graph.initializer.extend(
         [_table(TIMESTEPS, table, "timestep"), _table(WEIGHTS, table, "guidance_weight")]
     )
-    if baked is None:
-        _declare_both_halves(graph)
+    if not baked:
+        _declare_both_halves(graph, conditions)
     graph.name = "guided"
     return _serialize(model)
 
@@ -96,16 +105,20 @@ def _looked_up_weight() -> list[NodeProto]:
     ]
 
 
-def _with_negative(states: str) -> list[NodeProto]:
-    """The baked text states, once for each image, before those that the host gives."""
-    batch, repeated = f"{OWN}batch", f"{OWN}negative"
-    ones = helper.make_node("Constant", [], [f"{OWN}ones"], value_ints=[1, 1])
-    return [
-        helper.make_node("Shape", ["sample"], [batch], start=0, end=1),
-        ones,
-        helper.make_node("Concat", [batch, f"{OWN}ones"], [f"{OWN}batch_shape"], axis=0),
-        helper.make_node("Expand", [NEGATIVE, f"{OWN}batch_shape"], [repeated]),
-        helper.make_node("Concat", [repeated, "encoder_hidden_states"], [states], axis=0),
+def _both_halves(joined: Mapping[str, str], baked: Sequence[Baked]) -> list[NodeProto]:
+    """Each input (as key) for both halves (as value): twice the same, or behind its baked tensor."""
+    batch = f"{OWN}batch"
+    nodes = [helper.make_node("Shape", ["sample"], [batch], start=0, end=1)] if baked else []
+    first = {name: name for name in joined}
+    for one in baked:
+        ones, shape, first[one.input] = (f"{OWN}{part}.{one.input}" for part in ("ones", "shape", "negative"))
+        nodes += [
+            helper.make_node("Constant", [], [ones], value_ints=[1] * (len(one.shape) - 1)),
+            helper.make_node("Concat", [batch, ones], [shape], axis=0),
+            helper.make_node("Expand", [BAKED[one.input], shape], [first[one.input]]),
+        ]
+    return nodes + [
+        helper.make_node("Concat", [first[name], name], [both], axis=0) for name, both in joined.items()
     ]
 
 
@@ -116,10 +129,11 @@ def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
     return node
 
 
-def _declare_both_halves(graph: onnx.GraphProto) -> None:
-    """Say that text states come in another batch than the samples: twice as many."""
-    (states,) = (value for value in graph.input if value.name == "encoder_hidden_states")
-    states.type.tensor_type.shape.dim[0].dim_param = "2*batch"
+def _declare_both_halves(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Say that conditions come in another batch than the samples: twice as many."""
+    for value in graph.input:
+        if value.name in names:
+            value.type.tensor_type.shape.dim[0].dim_param = "2*batch"
 
 
 def _table(name: str, table: SamplingTable, column: str) -> TensorProto:
@@ -127,12 +141,12 @@ def _table(name: str, table: SamplingTable, column: str) -> TensorProto:
     return numpy_helper.from_array(values, name)
 
 
-def _external(name: str, baked: Baked) -> TensorProto:
+def _external(baked: Baked) -> TensorProto:
     """Refer to a float32 tensor of the data file."""
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=baked.shape)
+    tensor = TensorProto(name=BAKED[baked.input], data_type=TensorProto.FLOAT, dims=baked.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    length = 4 * int(np.prod(baked.shape))
-    for key, value in (("location", DATA), ("offset", str(baked.offset)), ("length", str(length))):
+    place = {"location": DATA, "offset": str(baked.offset), "length": str(baked.size)}
+    for key, value in place.items():
         tensor.external_data.add(key=key, value=value)
     return tensor
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..runtime.sessions import Placement, load_session
 from ..specs.manifest import Evidence
 from .capture import CELLS, DATA, Skeleton, wrap
-from .interfaces import NEGATIVE, Interface
+from .interfaces import BAKED, Interface
 from .ir import Pipeline
 from .modules import build_module, fill_module
 from .threads import single_threaded
@@ -129,33 +129,36 @@ def _guided_error(
     steps = pipeline.sampling.table().steps
     step = steps[len(steps) // 2]
     file = folder / interface.folder / "guided.onnx"
-    both = example_inputs(interface, 2 * BATCH)
-    sample, states = both["sample"][:BATCH], both["encoder_hidden_states"]
-    inputs: dict[str, NDArray[Any]] = {
-        "sample": sample, "timestep": np.asarray(step.timestep, np.float32), "encoder_hidden_states": states
-    }  # fmt: skip
-    negative = written_negative(pipeline, interface, skeleton, folder)
-    if negative is not None:
-        # Attention takes any number of text states; both halves must have the same.
-        given = example_inputs(interface, BATCH)["encoder_hidden_states"]
-        given = np.resize(given, (BATCH, *negative.shape[1:]))
-        inputs["encoder_hidden_states"] = given
-        states = np.concatenate([np.repeat(negative, BATCH, axis=0), given])
-    doubled = {**inputs, "sample": np.concatenate([sample, sample]), "encoder_hidden_states": states}
+    inputs = example_inputs(interface, 2 * BATCH)
+    inputs["sample"], inputs["timestep"] = inputs["sample"][:BATCH], np.asarray(step.timestep, np.float32)
+    doubled = {**inputs, "sample": np.concatenate([inputs["sample"]] * 2)}
+    negatives = written_negatives(pipeline, interface, skeleton, folder)
+    for name in doubled.keys() - {"sample", "timestep"} if negatives else ():
+        given = inputs[name][BATCH:]
+        if name in negatives:
+            # Attention takes any number of text states; both halves must have the same.
+            given = np.resize(given, (BATCH, *negatives[name].shape[1:]))
+        inputs[name] = given
+        first = np.repeat(negatives[name], BATCH, axis=0) if name in negatives else given
+        doubled[name] = np.concatenate([first, given])
     unconditional, conditional = np.split(run_module(module, interface, doubled)["out_sample"], 2)
     expected = unconditional + np.float32(step.guidance_weight) * (conditional - unconditional)
     return relative_error(run_graph(file, interface, inputs), {"out_sample": expected})
 
 
-def written_negative(
+def written_negatives(
     pipeline: Pipeline, interface: Interface, skeleton: Skeleton, folder: Path
-) -> NDArray[np.float32] | None:
-    """Return the baked negative prompt's text states as they lie in the data file, [1, S, D]."""
-    tensor = pipeline.tensors.get(f"{interface.component.name}.{NEGATIVE}")
-    if tensor is None:
-        return None
-    file = folder / interface.folder / DATA
-    return np.fromfile(file, np.float32, offset=skeleton.size).reshape(tensor.shape)
+) -> dict[str, NDArray[np.float32]]:
+    """Return the baked negative prompt's tensors as they lie in the data file, [1, ...], by input."""
+    found, offset = {}, skeleton.size
+    for port, name in BAKED.items():
+        tensor = pipeline.tensors.get(f"{interface.component.name}.{name}")
+        if tensor is not None:
+            count = int(np.prod(tensor.shape))
+            file = folder / interface.folder / DATA
+            found[port] = np.fromfile(file, np.float32, count, offset=offset).reshape(tensor.shape)
+            offset += found[port].nbytes
+    return found
 
 
 def _evidence(subject: str, error: float, author: str) -> Evidence:

@@ -11,7 +11,7 @@ from ...specs.canonical import canonical
 from ...specs.errors import Fault, InputError, raise_all
 from ...specs.manifest import ComponentRecord
 from ..capture import DATA, Skeleton, skeleton_of
-from ..interfaces import NEGATIVE, Interface, interfaces
+from ..interfaces import BAKED, Interface, interfaces
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
 from ..parity import measure_parity
@@ -103,27 +103,34 @@ def _write_guidance(pipeline: Pipeline, interface: Interface, skeleton: Skeleton
     """Write combine.onnx and guided.onnx; return the tensors that only the latter needs."""
     from ..combine import Baked, combine_graph, guided_graph
 
-    negative = baked_negative(pipeline, interface)
-    baked = None if negative is None else Baked(skeleton.size, negative.shape)
+    negatives = baked_negatives(pipeline, interface)
+    baked: list[Baked] = []
+    for name, tensor in negatives.items():
+        offset = baked[-1].offset + baked[-1].size if baked else skeleton.size
+        baked.append(Baked(name, offset, tensor.shape))
     table = pipeline.sampling.table()
     (place / "combine.onnx").write_bytes(combine_graph(int(interface.component.config["out_channels"])))
     (place / "guided.onnx").write_bytes(guided_graph(skeleton, table, baked))
-    name = f"{interface.component.name}.{NEGATIVE}"
-    return [] if negative is None else [Entry(name, negative, np.dtype(np.float32))]
+    component = interface.component.name
+    return [
+        Entry(f"{component}.{BAKED[name]}", tensor, np.dtype(np.float32))
+        for name, tensor in negatives.items()
+    ]
 
 
-def baked_negative(pipeline: Pipeline, interface: Interface) -> Tensor | None:
-    """Return the text states of a baked negative prompt, [1, S, D], or None where a host gives them.
+def baked_negatives(pipeline: Pipeline, interface: Interface) -> dict[str, Tensor]:
+    """Return what a baked negative prompt puts in the place of half an input, by input; empty where live.
 
     Raises:
-        InputError: the edit is there, its tensor is not.
+        InputError: the edit is there, a tensor of it is not.
     """
     component = interface.component.name
     if not any(
         edit.name == "baked_negative" and edit.component == component for edit in pipeline.graph_edits
     ):
-        return None
-    name = f"{component}.{NEGATIVE}"
-    if name not in pipeline.tensors:
-        raise InputError(Fault("E_TENSOR_MISSING", "the baked negative prompt has no text states", name))
-    return pipeline.tensors[name]
+        return {}
+    names = {port.name: f"{component}.{BAKED[port.name]}" for port in interface.inputs if port.name in BAKED}
+    missing = [name for name in names.values() if name not in pipeline.tensors]
+    message = "the baked negative prompt has no text states"
+    raise_all(InputError, [Fault("E_TENSOR_MISSING", message, name) for name in missing])
+    return {port: pipeline.tensors[name] for port, name in names.items()}
