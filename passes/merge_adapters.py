@@ -1,21 +1,23 @@
-"""Merge LoRA adapters into the weights: W + sum of m (alpha / r) B A, summed exactly and cast once."""
+"""Merge adapters into the weights: W + sum of m (alpha / r) B A, summed exactly and cast once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from itertools import islice
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
+from ..compiler.adapters.blocks import VECTORS, factors
+from ..compiler.adapters.reading import Change, read_adapter
 from ..compiler.contract import Observer, Pass, Stage
 from ..compiler.ir import Pipeline
 from ..compiler.tensors import Array, Edited, Tensor, widen
 from ..runtime.statistics import decimal
-from ..specs.errors import InputError, RetouchError
+from ..specs.errors import Fault, InputError, RetouchError
 from ..specs.fields import InputFile
 from ..specs.manifest import Decimal, Evidence
-from ._adapters import Factors, read_adapter
 
 Floats = NDArray[np.float64]
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -23,51 +25,85 @@ Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter file and how strongly it counts; `config` is PEFT's adapter_config.json."""
+    """One adapter file and how strongly it counts, on everything, on text encoders and on each block.
+
+    `text_encoder_weight` is one number, or one for each text encoder by name; `blocks` are factors by
+    shell patterns of module names, or a vector as block-weight extensions write it. `config` is PEFT's
+    adapter_config.json, `component` what a PEFT file was trained on where two models share their names.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     path: InputFile
     weight: Weight = 1.0
-    text_encoder_weight: Weight | None = None
+    text_encoder_weight: Weight | dict[str, Weight] | None = None
+    blocks: Annotated[dict[str, Weight], Field(min_length=1)] | tuple[Weight, ...] | None = None
     config: InputFile | None = None
+    component: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.blocks, tuple) and len(self.blocks) not in VECTORS:
+            lengths = ", ".join(map(str, sorted(VECTORS)))
+            raise ValueError(f"a vector of blocks has one of {lengths} numbers, not {len(self.blocks)}")
 
     @property
-    def order(self) -> tuple[str, float, float]:
+    def order(self) -> tuple[str, ...]:
         """A place among others that does not depend on the order of the spec."""
-        return str(self.path.path), self.weight, self.weight_on("text")
+        own = (self.weight, self.text_encoder_weight, self.blocks, self.component)
+        return str(self.path.path), *map(_sorted_text, own)
 
-    def weight_on(self, role: str) -> float:
-        """Return the strength on components of a role."""
-        if role == "text" and self.text_encoder_weight is not None:
-            return self.text_encoder_weight
-        return self.weight
+    def read(self, pipeline: Pipeline) -> "tuple[_Share, ...]":
+        """Return the adapter's part in each tensor, those of strength 0 included.
+
+        Raises:
+            InputError: with every fault of the file and of the weights.
+        """
+        config = self.config.path if self.config else None
+        changes = read_adapter(self.path.path, config, pipeline, self.component)
+        places = [change.place for change in changes]
+        block = factors(self.blocks or {}, places, pipeline, self.path.text)
+        weights = self._weights(pipeline)
+        return tuple(
+            _Share(self.path.text, weights[change.place.component] * block[change.place], change)
+            for change in changes
+        )
+
+    def _weights(self, pipeline: Pipeline) -> dict[str, float]:
+        """Return the weight on each component."""
+        text = [component.name for component in pipeline.of_role("text")]
+        given = self.text_encoder_weight
+        by_name = given if isinstance(given, dict) else dict.fromkeys(text, given)
+        unknown = sorted(set(by_name) - set(text))
+        if unknown:
+            hint = f"there are: {', '.join(text)}"
+            message = f"`text_encoder_weight`: the model has no text encoder `{unknown[0]}`"
+            raise InputError(Fault("E_ADAPTER_WEIGHT", message, self.path.text, hint))
+        own = {name: weight for name, weight in by_name.items() if weight is not None}
+        return {name: own.get(name, self.weight) for name in pipeline.components}
 
 
 @dataclass(frozen=True)
 class _Share:
-    """One adapter's part in one tensor: strength * B A."""
+    """One adapter's part in one tensor: `times` the change that its file means."""
 
     adapter: str
-    strength: float
-    factors: Factors
-
-    def delta(self) -> Floats:
-        down, up = widen(self.factors.down.read()), widen(self.factors.up.read())
-        return _delta(down, up, self.strength)
+    times: float
+    change: Change
 
 
 @dataclass(frozen=True)
 class MergeAdapters(Pass):
-    """Add LoRA adapters to the weights of denoiser and text encoder, at strengths of any sign.
+    """Add LoRA adapters to the weights of denoiser and text encoders, at strengths of any sign.
 
     Each weight becomes W + sum of m s B A over the adapters, with m the strength and s = alpha / r
-    (alpha / sqrt(r) with rslora). Changes are summed in float64 and cast once, in an order that does
-    not depend on the spec's. A strength of 0 leaves the very same tensors. Every adapter is read once
-    while the pass runs, to find all of its faults before a build starts.
+    (alpha / sqrt(r) with rslora). m is the adapter's weight, or that of the text encoder, times the
+    factor of the block. Changes are summed in float64 and cast once, in an order that does not depend
+    on the spec's. A strength of 0 leaves the very same tensors. Every adapter is read once while the
+    pass runs, to find all of its faults before a build starts.
 
     Source: Hu et al., LoRA, 2106.09685, eq. (3); Kalajdzievski, rsLoRA, 2312.03732, eq. (4).
-    Limits: plain LoRA of linear and convolutional layers, in PEFT's or diffusers' spelling.
+    Limits: LoRA of linear and convolutional layers, with or without a Tucker core, and LoHa, as kohya,
+    LyCORIS, PEFT and diffusers spell them. DoRA, LoKr, OFT and the rest are refused by name.
     """
 
     stage = Stage.MERGE
@@ -94,35 +130,34 @@ class MergeAdapters(Pass):
                 kind="static",
                 claim="merge.modules",
                 subject=adapter.path.text,
-                value=decimal(len(factors)),
+                value=decimal(len(shares)),
                 unit="modules",
-                count=len(factors),
+                count=len(shares),
                 produced_by=self.name,
                 details={
-                    name: sum(f.component == name for f in factors) for name in sorted(before.components)
+                    name: sum(share.change.place.component == name for share in shares)
+                    for name in sorted(before.components)
                 },
             )
-            for adapter, factors in self._read(before)
+            for adapter, shares in self._read(before)
         ]
 
     def _shares(self, pipeline: Pipeline) -> dict[str, tuple[_Share, ...]]:
-        """Return who changes which tensor by how much; a strength of 0 is nobody."""
-        shares: dict[str, tuple[_Share, ...]] = {}
-        for adapter, factors in self._read(pipeline):
-            for factor in factors:
-                strength = adapter.weight_on(pipeline.components[factor.component].role) * factor.scale
-                if strength:
-                    share = _Share(adapter.path.text, strength, factor)
-                    shares[factor.target] = (*shares.get(factor.target, ()), share)
-        return dict(sorted(shares.items()))
+        """Return who changes which tensor; a strength of 0 is nobody."""
+        found: dict[str, tuple[_Share, ...]] = {}
+        for _, shares in self._read(pipeline):
+            for share in shares:
+                if share.times:
+                    target = share.change.place.target
+                    found[target] = (*found.get(target, ()), share)
+        return dict(sorted(found.items()))
 
-    def _read(self, pipeline: Pipeline) -> list[tuple[Adapter, tuple[Factors, ...]]]:
+    def _read(self, pipeline: Pipeline) -> list[tuple[Adapter, tuple[_Share, ...]]]:
         """Read all adapters in an order of their own; the faults of all of them come at once."""
         found, faults = [], []
         for adapter in sorted(self.adapters, key=lambda adapter: adapter.order):
             try:
-                config = adapter.config.path if adapter.config else None
-                found.append((adapter, read_adapter(adapter.path.path, config, pipeline)))
+                found.append((adapter, adapter.read(pipeline)))
             except RetouchError as error:
                 faults += error.faults
         if faults:
@@ -150,7 +185,7 @@ class _Deltas:
 
     def see(self, name: str, before: Array, written: Array) -> None:
         found = widen(before).astype(np.float64)
-        deltas = [share.delta().reshape(found.shape) for share in self._shares[name]]
+        deltas = [share.change.delta(share.times) for share in self._shares[name]]
         for share, delta in zip(self._shares[name], deltas, strict=True):
             self._of_adapter[share.adapter] += _square(delta)
         total = np.sum(deltas, axis=0)
@@ -188,21 +223,23 @@ class _Deltas:
 
 
 def _merged(weight: Tensor, shares: tuple[_Share, ...], author: str) -> Edited:
-    strengths = [share.strength for share in shares]
-    factors = [factor for share in shares for factor in (share.factors.down, share.factors.up)]
+    changes = [share.change for share in shares]
+    parts = [part for change in changes for part in change.parts]
 
-    def add(found: Array, *halves: Array) -> Floats:
-        pairs = zip(halves[::2], halves[1::2], strengths, strict=True)
-        deltas = [_delta(down, up, strength).reshape(found.shape) for down, up, strength in pairs]
+    def add(found: Array, *read: Array) -> Floats:
+        rest = iter(read)
+        of_each = [list(islice(rest, len(change.parts))) for change in changes]
+        deltas = [
+            share.change.form.delta(found.shape, held, share.times * share.change.strength.scale)
+            for share, held in zip(shares, of_each, strict=True)
+        ]
         return found + np.sum(deltas, axis=0)
 
-    return Edited((weight, *factors), add, weight.dtype, weight.shape, author)
+    return Edited((weight, *parts), add, weight.dtype, weight.shape, author)
 
 
-def _delta(down: Array, up: Array, strength: float) -> Floats:
-    """Return strength * B A as [out, in * kh * kw]: a convolution's kernel is a longer row."""
-    rank = down.shape[0]
-    return strength * (up.reshape(-1, rank).astype(np.float64) @ down.reshape(rank, -1).astype(np.float64))
+def _sorted_text(value: Any) -> str:
+    return repr(sorted(value.items()) if isinstance(value, Mapping) else value)
 
 
 def _square(array: Array) -> float:

@@ -148,7 +148,7 @@ def test_every_fault_of_every_file_is_told_at_once(tmp_path: Path) -> None:
     del weights[keys[5]]
     weights["unet.nowhere.lora_A.weight"] = np.zeros((2, 2), np.float32)
     weights["unet.conv_in.dora_scale"] = np.zeros((2, 2), np.float32)
-    weights[keys[6].replace("lora_A.", "lora_A.default.")] = weights[keys[6]]
+    weights[keys[6].replace("lora_A.", "lora_A.default.")] = 2 * weights[keys[6]]
     save_file(weights, tmp_path / "bad.safetensors")
     adapters = [{"path": "bad.safetensors"}, {"path": "missing.safetensors"}]
     with pytest.raises(InputError) as caught:

@@ -1,0 +1,172 @@
+"""What does an adapter file change in a pipeline? All of it is found, or every fault of the file is told.
+
+A key that no spelling leads to is a fault, and so is a change without its other half, a shape that does
+not fit, a number that is not finite, and all that is another kind of adapter.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...specs.errors import Fault, InputError, raise_all
+from ..headers import Header, read_header
+from ..ir import Pipeline
+from ..tensors import Stored, widen
+from .kinds import Floats, Form, form_of, refusal, title
+from .scaling import Settings, Strength, read_settings
+from .spellings import Place, Table, dotted, split, table_of
+
+Parts = dict[str, Stored]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one weight: scale times the form's change, made of `parts`."""
+
+    place: Place
+    layout: str
+    form: Form
+    parts: tuple[Stored, ...]
+    strength: Strength
+
+    def delta(self, times: float = 1.0) -> Floats:
+        """Read the parts and return the change in the weight's shape, as the file means it, `times` over."""
+        read = [widen(part.read()) for part in self.parts]
+        return self.form.delta(self.place.shape, read, times * self.strength.scale)
+
+
+def read_adapter(
+    file: Path, config: Path | None, pipeline: Pipeline, component: str | None = None
+) -> tuple[Change, ...]:
+    """Return what an adapter file changes, in the order of the places.
+
+    `config` is PEFT's adapter_config.json; `component` says whose modules a PEFT file means where two
+    models of the pipeline have the same names.
+
+    Raises:
+        InputError: with every fault of the file.
+    """
+    header = read_header(file)
+    found = _grouped(header, table_of(pipeline, component))
+    faults = list(_key_faults(found, pipeline, str(file)))
+    if not header.tensors:
+        faults.append(Fault("E_ADAPTER_EMPTY", "the file holds no tensor", str(file)))
+    try:
+        settings = read_settings(header, file, config, "PEFT" in found.layouts.values())
+    except InputError as error:
+        raise InputError(*faults, *error.faults) from error
+    changes = []
+    for place, parts in sorted(found.parts.items(), key=lambda item: item[0]):
+        where = f"{file}: {place}"
+        faults += _number_faults(parts, where)
+        try:
+            changes.append(
+                _change(place, found.layouts[place], parts, settings, dotted(place, pipeline), where)
+            )
+        except InputError as error:
+            faults += error.faults
+    raise_all(InputError, faults)
+    return tuple(changes)
+
+
+@dataclass
+class _Grouped:
+    """The keys of a file by what they lead to; what is no part of a change stands by its reason."""
+
+    parts: dict[Place, Parts]
+    layouts: dict[Place, str]
+    refused: dict[str, list[str]]
+    unknown: dict[str, list[str]]
+    ambiguous: dict[tuple[Place, ...], list[str]]
+    twice: list[str]
+
+
+def _grouped(header: Header, table: Table) -> _Grouped:
+    found = _Grouped({}, {}, {}, {}, {}, [])
+    for key, tensor in sorted(header.tensors.items()):
+        name, part = split(key)
+        spelling = table.get(name)
+        if reason := refusal(key):
+            found.refused.setdefault(reason, []).append(key)
+        elif spelling is None:
+            found.unknown.setdefault(name or key, []).append(key)
+        elif len(spelling.places) > 1:
+            found.ambiguous.setdefault(spelling.places, []).append(key)
+        else:
+            place = next(iter(spelling.places))
+            found.layouts[place] = spelling.layout
+            if _differs(found.parts.setdefault(place, {}).setdefault(part, tensor), tensor):
+                found.twice.append(key)
+    return found
+
+
+def _differs(one: Stored, other: Stored) -> bool:
+    """Whether two tensors differ. Some files hold each module twice, under both of its kohya names."""
+    return one is not other and (
+        (one.dtype, one.shape) != (other.dtype, other.shape) or one.read().tobytes() != other.read().tobytes()
+    )
+
+
+def _key_faults(found: _Grouped, pipeline: Pipeline, file: str) -> Iterator[Fault]:
+    for reason, keys in found.refused.items():
+        yield Fault("E_ADAPTER_KIND", reason, f"{file}: {_some(keys)}")
+    for places, keys in found.ambiguous.items():
+        meant = " or ".join(map(str, places))
+        hint = "say whose modules the file means: `component: " + places[0].component + "`"
+        yield Fault("E_ADAPTER_AMBIGUOUS", f"the name may mean {meant}", f"{file}: {_some(keys)}", hint)
+    for key in found.twice:
+        yield Fault("E_ADAPTER_TWICE", "another key gives the same part other values", f"{file}: {key}")
+    if found.unknown and not found.parts and not found.ambiguous:
+        names = [key for keys in found.unknown.values() for key in keys]
+        message = f"no key of the file names a module of this model ({pipeline.family.title})"
+        yield Fault(
+            "E_ADAPTER_UNMATCHED", message, f"{file}: {_some(names)}", "was it trained for another one?"
+        )
+        return
+    for keys in found.unknown.values():
+        yield Fault("E_ADAPTER_UNMATCHED", "the model has no such module", f"{file}: {_some(keys)}")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
+
+
+def _change(
+    place: Place, layout: str, parts: Parts, settings: Settings, names: tuple[str, ...], where: str
+) -> Change:
+    with _fault("E_ADAPTER_UNPAIRED", where):
+        form = form_of([part for part in parts if part != "alpha"])
+    held = tuple(parts[part] for part in form.parts)
+    with _fault("E_ADAPTER_SHAPE", where):
+        rank = form.rank(place.shape, [tensor.shape for tensor in held])
+    with _fault("E_ADAPTER_CONFIG", where):
+        strength = settings.strength(place.component, names, rank, _alpha(parts))
+    return Change(place, layout, form, held, strength)
+
+
+@contextmanager
+def _fault(code: str, where: str) -> Iterator[None]:
+    """Raise what is wrong inside as a fault of the file."""
+    try:
+        yield
+    except ValueError as problem:
+        raise InputError(Fault(code, str(problem), where)) from problem
+
+
+def _alpha(parts: Parts) -> float | None:
+    """Return the alpha that stands beside the factors. Raises ValueError where it is not one number."""
+    if "alpha" not in parts:
+        return None
+    value = np.asarray(widen(parts["alpha"].read()), np.float64)
+    if value.size != 1 or not np.isfinite(value).all():
+        raise ValueError(f"alpha is no finite number but {list(value.shape)} of them")
+    return value.item()
+
+
+def _number_faults(parts: Mapping[str, Stored], where: str) -> Iterator[Fault]:
+    for part, tensor in parts.items():
+        if part != "alpha" and (tensor.dtype.kind in "iub" or not np.isfinite(tensor.read()).all()):
+            yield Fault("E_ADAPTER_NUMBER", f"{title(part)} holds what is no finite number", where)
