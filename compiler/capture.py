@@ -1,202 +1,235 @@
-"""A component's config -> its graph without weights (a skeleton), captured once and then cached.
+"""A component's config -> its program, captured once and then cached -> its graph in any form.
 
 The module is built and traced under fake tensors: no weight exists, so memory does not grow with the
-model, and an edit of weights cannot reach the graph. A skeleton is final: `graph` is the `model.onnx`
-that an artefact holds, and refers to the tensors of `model.onnx_data` in the order of `weights`.
+model, and an edit of weights cannot reach the graph. A program is plain data, so that every form of it
+is written without torch. A skeleton is final: `graph` is the `model.onnx` that an artefact holds, and
+refers to the tensors of `model.onnx_data` in the order of `weights`.
 
-The key of a skeleton is the digest of everything that its bytes depend on: structure, dtype, opset,
-and versions. A warm cache imports no torch.
+The key of a program is the digest of everything that it depends on: structure, code and versions. A
+warm cache imports no torch.
 """
 
-import hashlib
-import json
-import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..specs.canonical import canonical, digest_file, digest_of
+from ..specs.canonical import digest_file, digest_of
 from ..specs.errors import Fault, InputError
 from .interfaces import Interface, Port
 from .ir import GraphEdit
 from .modules import NOT_STRUCTURE, build_module, fixed_buffers
+from .program import Op, Program, Ref, Shape, refs
+from .skeleton import Form, Skeleton
+from .store import Store
 
 if TYPE_CHECKING:
-    import onnx_ir
     import torch
 
-# The files that decide what a skeleton looks like: another version of them, another key.
-CODE = ("capture.py", "graphs.py", "interfaces.py", "modules.py")
-OPSET = 20  # the last one whose normalization onnxruntime runs on a CPU without taking it apart
-DATA = "model.onnx_data"
-LIBRARIES = ("diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
+# The files that decide what a program looks like: another version of them, another key.
+TRACING = ("capture.py", "graph_edits.py", "interfaces.py", "modules.py", "program.py")
+# And those that decide how it is written down.
+WRITING = (*TRACING, "lower.py", "skeleton.py")
+TRACERS = ("diffusers", "torch", "transformers")
+WRITERS = ("onnx",)
 # Sizes to trace with: unlike each other and above one, so that none is taken for another or for fixed.
 EXAMPLES: Mapping[str, int] = {"batch": 2, "sequence": 5}
 CELLS: Mapping[str, int] = {"height": 4, "width": 6, "latent_height": 4, "latent_width": 6}
 # diffusers' upsampling asks whether a batch has 64 images: the graph is the branch for fewer.
 LARGEST_BATCH = 63
+PLAIN = Form()
 
 
-@dataclass(frozen=True)
-class Binding:
-    """One tensor of the data file: its name as the family spells it, and how it is written.
-
-    `stored` is the shape in a diffusers file, `shape` the one as written, which has the same number
-    of elements; `transposed` means that the two axes of the stored tensor are exchanged on the way.
-    """
-
-    name: str
-    dtype: str
-    stored: tuple[int, ...]
-    shape: tuple[int, ...]
-    transposed: bool
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Skeleton:
-    """A graph without weights, and the weights that it refers to, in the order of the data file."""
-
-    key: str
-    graph: bytes
-    weights: tuple[Binding, ...]
-
-    @property
-    def size(self) -> int:
-        """Size of the data file in bytes."""
-        return sum(binding.size for binding in self.weights)
-
-
-def skeleton_of(interface: Interface, edits: Sequence[GraphEdit], cache: Path) -> Skeleton:
-    """Return a component's skeleton, from the cache where it is there and whole.
+def skeleton_of(
+    interface: Interface, edits: Sequence[GraphEdit], cache: Path, form: Form = PLAIN
+) -> Skeleton:
+    """Return a component's skeleton in a form; its program comes from the cache where it is there and whole.
 
     Raises:
         InputError: the config describes no module that the libraries can build and trace.
     """
+    from .lower import lower
+
     structure = structure_of(interface, edits)
-    key = digest_of(structure)
-    return _load(cache / key, key) or _keep(_capture(interface, key), cache)
+    graph, weights = lower(program_of(interface, edits, cache), interface, form)
+    written = {"files": _digests(WRITING), "form": asdict(form), "versions": _versions(WRITERS)}
+    return Skeleton(digest_of({**structure, **written}), graph, weights)
+
+
+def program_of(interface: Interface, edits: Sequence[GraphEdit], cache: Path) -> Program:
+    """Return a component's program, from the cache where it is there and whole."""
+    store, key = Store(cache), digest_of(structure_of(interface, edits))
+    kept = store.get(key)
+    if kept is not None:
+        return Program.load(kept)
+    program = _capture(interface, edits)
+    store.put(key, program.dump())
+    return program
 
 
 def structure_of(interface: Interface, edits: Sequence[GraphEdit]) -> dict[str, Any]:
-    """Return everything that a skeleton's bytes depend on, as JSON."""
+    """Return everything that a program depends on, as JSON."""
     component = interface.component
     return {
-        "code": {name: digest_file(Path(__file__).with_name(name)) for name in CODE},
+        "code": _digests(TRACING),
         "class": component.class_name,
         "config": {key: value for key, value in component.config.items() if key not in NOT_STRUCTURE},
         "part": interface.folder.removeprefix(component.name),
         "inputs": [asdict(port) for port in interface.inputs],
         "outputs": [asdict(port) for port in interface.outputs],
         "edits": [asdict(edit) for edit in edits if edit.component == component.name],
-        "opset": OPSET,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": _versions(TRACERS),
     }
 
 
-# ---------------------------------------------------------------------------------------------------
-# Cache: one folder a key, complete or absent
+def _digests(files: Sequence[str]) -> dict[str, str]:
+    return {name: digest_file(Path(__file__).with_name(name)) for name in files}
 
 
-def _load(folder: Path, key: str) -> Skeleton | None:
-    """Return a cached skeleton, or None where there is none or it is not what was written."""
-    try:
-        graph = (folder / "model.onnx").read_bytes()
-        record = json.loads((folder / "skeleton.json").read_bytes())
-        if record["digest"] != _digest(graph, record["weights"]):
-            return None
-        weights = [
-            Binding(**{**entry, "stored": tuple(entry["stored"]), "shape": tuple(entry["shape"])})
-            for entry in record["weights"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return Skeleton(key, graph, tuple(weights))
-
-
-def _keep(skeleton: Skeleton, cache: Path) -> Skeleton:
-    """Put a skeleton into the cache; whoever else makes the same one at the same time may win."""
-    cache.mkdir(parents=True, exist_ok=True)
-    weights = [asdict(binding) for binding in skeleton.weights]
-    record = {"digest": _digest(skeleton.graph, weights), "weights": weights}
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
-    (made / "model.onnx").write_bytes(skeleton.graph)
-    (made / "skeleton.json").write_bytes(canonical(record) + b"\n")
-    place = cache / skeleton.key
-    try:
-        if _load(place, skeleton.key) is None:
-            shutil.rmtree(place, ignore_errors=True)
-        made.rename(place)
-    except OSError:
-        # A whole entry is there by now: a folder that is not empty cannot be replaced.
-        shutil.rmtree(made, ignore_errors=True)
-    return skeleton
-
-
-def _digest(graph: bytes, weights: Any) -> str:
-    return digest_of({"graph": hashlib.sha256(graph).hexdigest(), "weights": weights})
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
+    return {name: version(name) for name in libraries}
 
 
 # ---------------------------------------------------------------------------------------------------
-# Capture: module under fake tensors -> torch.export -> ONNX -> small ONNX
+# Capture: module under fake tensors -> torch.export -> plain data
 
 
-def _capture(interface: Interface, key: str) -> Skeleton:
-    import onnx_ir
-    import torch
-
-    from .graphs import simplify
-
-    component = interface.component
-    with _quiet():
+def _capture(interface: Interface, edits: Sequence[GraphEdit]) -> Program:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            module, program = _trace(interface)
+            module, program = _trace(interface, edits)
         except Exception as error:
             hint = "the config has to describe a module that this version of the library can build"
-            fault = Fault(
-                "E_CAPTURE", f"{component.class_name} cannot be traced: {error}", interface.folder, hint
-            )
+            name = interface.component.class_name
+            fault = Fault("E_CAPTURE", f"{name} cannot be traced: {error}", interface.folder, hint)
             raise InputError(fault) from error
-        exported = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
-    if exported is None:
-        raise InputError(Fault("E_CAPTURE", f"{component.class_name} gave no graph", interface.folder))
-    model = exported.model
-    _unbind(model, fixed_buffers(module))
-    weights = tuple(
-        Binding(weight.name, "float32", weight.stored, weight.shape, weight.transposed)
-        for weight in simplify(model)
-    )
-    _declare(model, interface)
-    _refer(model, weights)
-    graph = onnx_ir.to_proto(model).SerializeToString(deterministic=True)
-    return Skeleton(key, graph, weights)
+        return _plain_data(program, fixed_buffers(module))
 
 
-def _trace(interface: Interface) -> tuple["torch.nn.Module", "torch.export.ExportedProgram"]:
+def _trace(
+    interface: Interface, edits: Sequence[GraphEdit]
+) -> tuple["torch.nn.Module", "torch.export.ExportedProgram"]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     with fake, torch.no_grad():
-        module = build_module(interface.component)
+        module = build_module(interface.component, edits)
         examples = tuple(_example(port, interface.multiple) for port in interface.inputs)
         dimensions = _dimensions(interface)
         wrapper = wrap(module, interface)
         return module, torch.export.export(wrapper, examples, dynamic_shapes=dimensions, strict=False)
+
+
+def _plain_data(traced: "torch.export.ExportedProgram", numbers: Mapping[str, Any]) -> Program:
+    """Return what was traced without torch: the operations that the outputs need, in order."""
+    signature = traced.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    owned = {node: name.removeprefix("inner.") for node, name in held.items()}
+    by_name = {node.name: node for node in traced.graph.nodes}
+    inputs = [by_name[str(name)] for name in signature.user_inputs]
+    reader = _Reader(owned, _dimension_names(node.meta["val"] for node in inputs))
+    ops = [reader.op(node) for node in traced.graph.nodes if node.op == "call_function" and _tensors(node)]
+    outputs = tuple(str(name) for name in signature.user_outputs)
+    return Program(
+        inputs=tuple((node.name, *reader.header(node.meta["val"])) for node in inputs),
+        weights=tuple(
+            (name, tuple(by_name[node].meta["val"].shape))
+            for node, name in owned.items()
+            if name not in numbers
+        ),
+        numbers=tuple((name, row.shape[-1]) for name, row in sorted(numbers.items())),
+        ops=_needed(ops, outputs),
+        outputs=outputs,
+    )
+
+
+def _tensors(node: "torch.fx.Node") -> list["torch.Tensor"]:
+    """Return the tensors that a node gives; none for arithmetic on dimensions and for checks."""
+    import torch
+
+    value = node.meta.get("val")
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    return found if all(isinstance(item, torch.Tensor) for item in found) else []
+
+
+def _dimension_names(inputs: Iterator["torch.Tensor"]) -> dict[Any, Any]:
+    """Return our names of the dimensions that callers choose: torch's own depend on its version."""
+    import sympy
+    import torch
+
+    names: dict[Any, Any] = {}
+    for value in inputs:
+        for size in value.shape:
+            if isinstance(size, torch.SymInt):
+                for symbol in sorted(size.node.expr.free_symbols, key=str):
+                    names.setdefault(symbol, sympy.Symbol(f"n{len(names)}", integer=True, positive=True))
+    return names
+
+
+class _Reader:
+    """Reads nodes of torch.fx as plain data."""
+
+    def __init__(self, owned: Mapping[str, str], names: Mapping[Any, Any]) -> None:
+        self._owned, self._names = owned, names
+        self._texts: dict[Any, str] = {}
+
+    def op(self, node: "torch.fx.Node") -> Op:
+        tensors = _tensors(node)
+        headers = [self.header(tensor) for tensor in tensors]
+        options = {key: self._argument(value) for key, value in node.kwargs.items() if key not in UNSAID}
+        arguments = tuple(self._argument(value) for value in node.args)
+        shapes = tuple(shape for _, shape in headers)
+        return Op(node.name, _kind(node.target), arguments, options, shapes, headers[0][0])
+
+    def header(self, tensor: "torch.Tensor") -> tuple[str, Shape]:
+        return str(tensor.dtype).removeprefix("torch."), tuple(self._size(size) for size in tensor.shape)
+
+    def _argument(self, value: Any) -> Any:
+        import torch
+
+        if isinstance(value, torch.fx.Node):
+            if _tensors(value):
+                return Ref(self._owned.get(value.name, value.name))
+            return self._size(value.meta["val"])
+        if isinstance(value, list | tuple):
+            return [self._argument(item) for item in value]
+        if isinstance(value, torch.SymInt):
+            return self._size(value)
+        return value if isinstance(value, int | float | None) else str(value).removeprefix("torch.")
+
+    def _size(self, size: Any) -> int | str:
+        import torch
+
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr
+        if expression not in self._texts:
+            self._texts[expression] = str(expression.xreplace(self._names))
+        text = self._texts[expression]
+        return int(text) if text.isdecimal() else text
+
+
+# Arguments that say where a tensor lies, not what it holds.
+UNSAID = frozenset({"device", "layout", "memory_format", "pin_memory"})
+
+
+def _kind(target: Any) -> str:
+    """Return torch's name of an operation; Python's own are `operator.` ones."""
+    return str(target) if hasattr(target, "overloadpacket") else f"operator.{target.__name__}"
+
+
+def _needed(ops: Sequence[Op], outputs: Sequence[str]) -> tuple[Op, ...]:
+    wanted, kept = set(outputs), []
+    for op in reversed(ops):
+        if op.name in wanted:
+            kept.append(op)
+            wanted.update(refs([op.args, list(op.options.values())]))
+    return tuple(kept[::-1])
 
 
 def wrap(module: "torch.nn.Module", interface: Interface) -> "torch.nn.Module":
@@ -270,57 +303,3 @@ def _dimensions(interface: Interface) -> tuple[tuple[Any, ...], ...]:
         for port in interface.inputs
     ]
     return (tuple(shapes),)
-
-
-def _unbind(model: "onnx_ir.Model", fixed: Mapping[str, np.ndarray]) -> None:
-    """Make a weight of every parameter: a name of the module's own, and no elements."""
-    import onnx_ir
-
-    for name, value in list(model.graph.initializers.items()):
-        if name.startswith("inner."):
-            own = name.removeprefix("inner.")
-            value.const_value = onnx_ir.tensor(fixed[own], name=own) if own in fixed else None
-            value.name = own
-
-
-def _declare(model: "onnx_ir.Model", interface: Interface) -> None:
-    """Name inputs, outputs and their dimensions, and forget who made the graph and when."""
-    import onnx_ir
-
-    graph = model.graph
-    for values, ports in ((graph.inputs, interface.inputs), (graph.outputs, interface.outputs)):
-        for value, port in zip(values, ports, strict=True):
-            value.name = port.name
-            value.shape = onnx_ir.Shape(port.shape)
-            value.dtype = onnx_ir.DataType.from_numpy(np.dtype(port.dtype))
-    graph.name = interface.folder
-    model.producer_name, model.producer_version = "retouch", None
-
-
-def _refer(model: "onnx_ir.Model", weights: Sequence[Binding]) -> None:
-    """Let every weight point at its range of the data file: dense, in order."""
-    import onnx_ir
-
-    offset = 0
-    for binding in weights:
-        value = model.graph.initializers[binding.name]
-        dtype = onnx_ir.DataType.from_numpy(np.dtype(binding.dtype))
-        shape = onnx_ir.Shape(binding.shape)
-        value.const_value = onnx_ir.ExternalTensor(
-            DATA, offset, binding.size, dtype, shape=shape, name=binding.name
-        )
-        offset += binding.size
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about optional libraries and its own internals from the user."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..specs.sampling import SamplingTable
-from .capture import DATA, OPSET, Skeleton
 from .interfaces import BAKED, OWN
+from .skeleton import DATA, OPSET, Skeleton
 
 IR_VERSION = 10
 TIMESTEPS, WEIGHTS = f"{OWN}guidance_timesteps", f"{OWN}guidance_weights"

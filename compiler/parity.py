@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ..runtime.sessions import Placement, load_session
 from ..specs.manifest import Evidence
-from .capture import CELLS, DATA, Skeleton, wrap
+from .capture import CELLS, wrap
 from .interfaces import BAKED, Interface
-from .ir import Pipeline
+from .ir import GraphEdit, Pipeline
 from .modules import build_module, fill_module
+from .skeleton import DATA, Skeleton
 from .threads import single_threaded
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def measure_parity(
     found = []
     for interface, skeleton in graphs:
         with single_threaded():
-            module = load_module(interface, skeleton, folder)
+            module = load_module(interface, skeleton, folder, pipeline.graph_edits)
             inputs = example_inputs(interface)
             found.append(_evidence(interface.folder, _graph_error(module, interface, folder, inputs), author))
             if interface.component.role == "denoiser":
@@ -48,12 +49,14 @@ def measure_parity(
     return found
 
 
-def load_module(interface: Interface, skeleton: Skeleton, folder: Path) -> "torch.nn.Module":
+def load_module(
+    interface: Interface, skeleton: Skeleton, folder: Path, edits: Iterable[GraphEdit] = ()
+) -> "torch.nn.Module":
     """Return the torch module of a graph, its weights mapped from the data file that was written."""
     import torch
 
     with torch.device("meta"):
-        module = build_module(interface.component)
+        module = build_module(interface.component, edits)
     data = np.memmap(folder / interface.folder / DATA, np.uint8, mode="c")
     weights, offset = {}, 0
     for binding in skeleton.weights:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from retouch.compiler.capture import DATA, Skeleton, skeleton_of
+from retouch.compiler.capture import skeleton_of
 from retouch.compiler.emit import Emitted, Emitter, Job, Watch
 from retouch.compiler.interfaces import Interface, interfaces
 from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
+from retouch.compiler.skeleton import DATA, Skeleton
 from retouch.compiler.tensors import Array, Edited, Tensor, Tied
 from retouch.specs.manifest import Evidence
 

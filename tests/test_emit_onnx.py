@@ -12,7 +12,7 @@ import onnx
 import pytest
 from emitting import KEY, Recorder, added, edited, emit, graphs, load, written
 
-from retouch.compiler.capture import Skeleton
+from retouch.compiler.skeleton import Skeleton
 from retouch.compiler.emit import Emitted, Watch
 from retouch.compiler.emit.onnx import Onnx
 from retouch.compiler.interfaces import NEGATIVE, Interface
@@ -209,7 +209,7 @@ def test_observers_see_each_tensor_of_the_pipeline_once(
 
 def test_the_sampling_table_is_the_pipelines(pipeline: Pipeline, artefact: Path) -> None:
     assert SamplingTable.load(artefact / "sampling.json") == pipeline.sampling.table()
-    assert b'"schema":1' in (artefact / "sampling.json").read_bytes()
+    assert b'"schema":' in (artefact / "sampling.json").read_bytes()
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler"])

@@ -10,17 +10,19 @@ import numpy as np
 from ...specs.canonical import canonical
 from ...specs.errors import Fault, InputError, raise_all
 from ...specs.manifest import ComponentRecord
-from ..capture import DATA, Skeleton, skeleton_of
+from ..capture import skeleton_of
+from ..graph_edits import INSIDE
 from ..interfaces import BAKED, Interface, interfaces
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
 from ..parity import measure_parity
+from ..skeleton import DATA, Skeleton
 from ..tensors import Tensor
 from ..write import Entry, WritePass
 from . import Emitted, Emitter, Job
 
-# Graph edits that this emitter carries out; all of them happen outside the denoiser's own graph.
-EDITS = frozenset({"baked_negative"})
+# Graph edits that this emitter carries out, around the denoiser's own graph or inside it.
+EDITS = frozenset({"baked_negative"}) | INSIDE
 
 
 @dataclass(frozen=True)
