@@ -5,13 +5,14 @@ for looking and for gradients: their parameters are frozen, and writing to one i
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..specs.errors import Fault, InputError, raise_all
-from .ir import Component, Pipeline
+from .graph_edits import edit_module
+from .ir import Component, GraphEdit, Pipeline
 from .tensors import Array, widen
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def load_module(pipeline: Pipeline, component_name: str) -> "torch.nn.Module":
     import torch
 
     with torch.device("meta"):
-        module = build_module(pipeline.components[component_name])
+        module = build_module(pipeline.components[component_name], pipeline.graph_edits)
     spell = pipeline.family.module_name
     tensors = {
         spell(component_name, name): tensor for name, tensor in pipeline.tensors_of(component_name).items()
@@ -85,8 +86,8 @@ def fill_module(module: "torch.nn.Module", weights: Mapping[str, Array]) -> "tor
     return module.eval().requires_grad_(False)
 
 
-def build_module(component: Component) -> "torch.nn.Module":
-    """Return the component's module in float32, built from its config alone."""
+def build_module(component: Component, edits: Iterable[GraphEdit] = ()) -> "torch.nn.Module":
+    """Return the component's module in float32, built from its config alone, with its graph edits made."""
     import diffusers
     import torch
     import transformers
@@ -98,7 +99,8 @@ def build_module(component: Component) -> "torch.nn.Module":
     if component.library == "transformers":
         kind = getattr(transformers, component.class_name)
         return kind(kind.config_class.from_dict({**config, "attn_implementation": "sdpa"})).eval()
-    return getattr(diffusers, component.class_name).from_config(config).eval()
+    module = getattr(diffusers, component.class_name).from_config(config)
+    return edit_module(module, component.name, edits).eval()
 
 
 def fixed_buffers(module: "torch.nn.Module") -> dict[str, np.ndarray]:

@@ -10,23 +10,28 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime.artefact import open_artefact
+from ..runtime.prompts import PromptEncoder
 from ..runtime.sampler import Sampler
 from ..runtime.sessions import Placement
 from ..specs.errors import Fault, SpecError
 from ..specs.manifest import Evidence, Manifest
 from ..specs.sampling import SamplingTable
+from ..specs.schema import Source, Spec
 from . import manifest as manifests
 from .emit import Job
-from .gates import Draw, Images, Trial
+from .gates import Images, Trial
+from .ir import Pipeline
 from .plan import Plan
 from .seal import records
+from .text_map import TextMap
 
 # One batch size for every trial: a result must not depend on how many images were asked for.
 BATCH = 8
@@ -49,25 +54,54 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
         return [evidence for gate in plan.spec.gates for evidence in gate.decide(trial)]
 
 
-@contextmanager
-def drawer(folder: Path, constant_guidance: float | None = None) -> Iterator[Draw]:
-    """Give a function that draws from an artefact, verified once: whole batches, one a core at a time.
+@dataclass(frozen=True)
+class Drawer:
+    """Draws whole batches from an opened artefact, one a core at a time: a `Draw`.
 
     Sessions are single-threaded and batches of one size, so an image does not depend on the machine.
+    """
+
+    sampler: Sampler
+    pool: ThreadPoolExecutor
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Images:
+        parts = [slice(start, start + BATCH) for start in range(0, len(prompts), BATCH)]
+        return np.concatenate(
+            list(self.pool.map(lambda part: self.sampler.draw(prompts[part], seeds[part]), parts))
+        )
+
+    def through(self, text_map: TextMap) -> "Drawer":
+        """Return a drawer that maps the text states first.
+
+        That is what a closed-form edit of the text path does to weights, W (A c) = (W A) c, without
+        writing one: an edit that is looked for in rounds is drawn from one set of files.
+        """
+        return replace(self, sampler=replace(self.sampler, prompts=Mapped(self.sampler.prompts, text_map)))
+
+
+class Mapped(PromptEncoder):
+    """A prompt encoder whose text states are mapped."""
+
+    def __init__(self, encoder: PromptEncoder, text_map: TextMap) -> None:
+        super().__init__(encoder.tokenizer, encoder._encoder)
+        self._whole, self._map = encoder, text_map
+
+    def encode(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        states = self._whole.encode(prompts).astype(np.float64)
+        return (states @ self._map.sequence.read().T).astype(np.float32)
+
+
+@contextmanager
+def drawer(folder: Path, constant_guidance: float | None = None) -> Iterator[Drawer]:
+    """Give what draws from an artefact, verified once.
+
     `constant_guidance` puts one weight in place of the artefact's table, baked or not, to compare with.
     """
     sampler = Sampler.open(open_artefact(folder), Placement(threads=1))
     if constant_guidance is not None:
         sampler = replace(sampler, table=with_constant_guidance(sampler.table, constant_guidance))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
-            parts = [slice(start, start + BATCH) for start in range(0, len(prompts), BATCH)]
-            return np.concatenate(
-                list(pool.map(lambda part: sampler.draw(prompts[part], seeds[part]), parts))
-            )
-
-        yield draw
+        yield Drawer(sampler, pool)
 
 
 def with_constant_guidance(table: SamplingTable, weight: float) -> SamplingTable:
@@ -77,25 +111,34 @@ def with_constant_guidance(table: SamplingTable, weight: float) -> SamplingTable
 
 
 @contextmanager
-def base_drawer(plan: Plan, cache: Path) -> Iterator[Draw]:
-    """Give a function that draws from the source, emitted unedited into a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="retouch-base-") as name:
-        folder = Path(name)
-        write_base(plan, folder, cache)
-        with drawer(folder) as draw:
+def base_drawer(plan: Plan, cache: Path) -> Iterator[Drawer]:
+    """Give what draws from the source of a plan, without any edit."""
+    with pipeline_drawer(plan.source, cache) as draw:
+        yield draw
+
+
+@contextmanager
+def pipeline_drawer(pipeline: Pipeline, cache: Path) -> Iterator[Drawer]:
+    """Give what draws from a pipeline, edits included, emitted into a folder that is gone afterwards.
+
+    Captured graphs come from `cache`. Disk: the pipeline in float32.
+    """
+    with tempfile.TemporaryDirectory(prefix="retouch-trial-") as name:
+        write_trial(pipeline, Path(name), cache)
+        with drawer(Path(name)) as draw:
             yield draw
 
 
-def write_base(plan: Plan, folder: Path, cache: Path) -> Manifest:
-    """Emit the source pipeline without any edit as an artefact that the runtime can open."""
+def write_trial(pipeline: Pipeline, folder: Path, cache: Path) -> Manifest:
+    """Emit a pipeline into an existing empty folder as an artefact that the runtime opens."""
     from .emit.onnx import Onnx
 
-    emitter = Onnx(parity=False)
-    emitter.emit(plan.source, folder, Job(plan.source, (), lambda *_: None, cache))
+    Onnx(parity=False).emit(pipeline, folder, Job(pipeline, (), lambda *_: None, cache))
     (folder / "spec").mkdir()
-    (folder / "spec" / "edit.yaml").write_bytes(plan.file.read_bytes())
-    (folder / "spec" / "edit.lock").write_bytes(b"")
-    manifest = manifests.assemble(plan.spec, plan.source, (), (), (), (), records(folder))
+    for name in ("edit.yaml", "edit.lock"):
+        (folder / "spec" / name).write_bytes(b"")
+    spec = Spec(schema=1, name="trial", version="0", source=Source("trial"), edits=(), emit=(), gates=())
+    manifest = manifests.assemble(spec, pipeline, (), (), (), (), records(folder))
     manifests.write(manifest, folder)
     return manifest
 

@@ -1,0 +1,70 @@
+"""Structural edits inside a denoiser: parameters that its module gets beside its own, and what reads them.
+
+They are made on the torch module, before it is traced or run, so that every form of its graph has them and
+parity compares like with like. Their numbers are weights like any other, bound later by name.
+
+`text_map` maps text states before anything reads them. The matrix is [D, D], [out, in] as in any linear map.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .interfaces import OWN
+from .ir import GraphEdit
+from .text_map import EDIT, TENSORS
+
+if TYPE_CHECKING:
+    import torch
+
+# Edits that are carried out here; others concern what stands around the denoiser.
+INSIDE = frozenset({EDIT})
+
+
+def edit_module(module: "torch.nn.Module", component: str, edits: Iterable[GraphEdit]) -> "torch.nn.Module":
+    """Make a component's edits on its module, in place, with parameters named as the pipeline's tensors."""
+    for edit in edits:
+        if edit.component == component and edit.name in INSIDE:
+            _map_text(module, tuple(edit.parameters))
+    return module
+
+
+def _map_text(module: Any, kinds: tuple[str, ...]) -> None:
+    import torch
+
+    own = torch.nn.Module()
+    for kind in kinds:
+        width = WIDTHS[kind](module.config)
+        own.register_parameter(TENSORS[kind].removeprefix(OWN), torch.nn.Parameter(torch.zeros(width, width)))
+    module.register_module(OWN.removesuffix("."), own)
+    signature = inspect.signature(module.forward)
+
+    def mapped(_: Any, args: Any, kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        for kind in kinds:
+            matrix = getattr(own, TENSORS[kind].removeprefix(OWN))
+            holder, key = _holder(given.arguments, kind)
+            holder[key] = torch.nn.functional.linear(holder[key], matrix)
+        return given.args, given.kwargs
+
+    module.register_forward_pre_hook(mapped, with_kwargs=True)
+
+
+def _holder(arguments: dict[str, Any], kind: str) -> tuple[dict[str, Any], str]:
+    """Return the mapping that holds a kind of text state in a U-Net's call, and its key there."""
+    if kind == "sequence":
+        return arguments, "encoder_hidden_states"
+    arguments["added_cond_kwargs"] = dict(arguments["added_cond_kwargs"])
+    return arguments["added_cond_kwargs"], "text_embeds"
+
+
+def _pooled_width(config: Any) -> int:
+    """Width of SDXL's pooled state: what the time ids leave of the embedding's input. 6 ids a picture."""
+    ids = 6 if not config.get("requires_aesthetics_score") else 5
+    return int(config["projection_class_embeddings_input_dim"]) - ids * int(config["addition_time_embed_dim"])
+
+
+WIDTHS: dict[str, Callable[[Any], int]] = {
+    "sequence": lambda config: int(config["cross_attention_dim"]),
+    "pooled": _pooled_width,
+}
