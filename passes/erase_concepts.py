@@ -125,7 +125,7 @@ class EraseConcepts(Pass):
             moments.keep(rows, self.vocabulary_weight / (len(words) * len(rows)))
         empty = states.all_rows("")
         moments.keep(empty, EMPTY_WEIGHT / len(empty))
-        return moments.solve(self.ridge)
+        return moments.solve(self.ridge * moments.mean_square).matrix
 
     def _words(self, pipeline: Pipeline) -> list[tuple[str, str]]:
         """The words preserved for everything that nobody named, each with its template."""
