@@ -136,7 +136,7 @@ def _guided_error(
     inputs["sample"], inputs["timestep"] = inputs["sample"][:BATCH], np.asarray(step.timestep, np.float32)
     doubled = {**inputs, "sample": np.concatenate([inputs["sample"]] * 2)}
     negatives = written_negatives(pipeline, interface, skeleton, folder)
-    for name in doubled.keys() - {"sample", "timestep"} if negatives else ():
+    for name in [name for name in inputs if negatives and name not in ("sample", "timestep")]:
         given = inputs[name][BATCH:]
         if name in negatives:
             # Attention takes any number of text states; both halves must have the same.

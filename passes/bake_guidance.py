@@ -2,25 +2,27 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import cos, pi, sqrt
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from ..compiler.contract import Pass, Stage
-from ..compiler.encode import encode_prompts
-from ..compiler.ir import Component, GraphEdit, Pipeline
+from ..compiler.encode import encode_prompts, pooled_width, text_width, tokenizer_of
+from ..compiler.interfaces import NEGATIVE, NEGATIVE_POOLED
+from ..compiler.ir import GraphEdit, Pipeline
 from ..compiler.sampling import Guidance
 from ..compiler.tensors import Shared
 from ..runtime.statistics import decimal
-from ..specs.errors import Fault, InputError, SpecError, raise_all
+from ..specs.errors import Fault, SpecError, raise_all
 from ..specs.manifest import Evidence
 from ..specs.sampling import Step
 
 Weight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-NEGATIVE = "retouch.negative_hidden_states"
 
 # Weight at noise fraction p = timestep / training timesteps, 1 at pure noise, for a scale s.
 # Means over p are s, but for the clamp. Source: Wang et al., 2404.13040, section 3.
@@ -43,7 +45,8 @@ class BakeGuidance(Pass):
 
     Source: Ho & Salimans, 2207.12598, eq. (6); Kynkaanniemi et al., 2404.07724, eq. (5) (interval);
     Wang et al., 2404.13040 (ramps); Chung et al., 2406.08070 (CFG++, here as weights of plain CFG).
-    Limits: the weights fit the sampler and the number of steps of this spec and no others.
+    Limits: the weights fit the sampler and the number of steps of this spec and no others. Without a
+    negative prompt, models that were trained so (SDXL) read zeros in its place, baked or not.
     """
 
     stage = Stage.GUIDE
@@ -101,14 +104,15 @@ class BakeGuidance(Pass):
         return lowest < row.sigma <= highest
 
     def _with_negative(self, pipeline: Pipeline) -> Pipeline:
-        """Add the negative prompt's text states as a tensor, and the graph edit that reads it."""
-        (denoiser,), (encoder,) = pipeline.of_role("denoiser"), pipeline.of_role("text")
-        states = Shared(
-            lambda: encode_prompts(pipeline, [self.negative_prompt]).states,
-            np.dtype(np.float32),
-            _states_shape(encoder),
-        )
-        edited = pipeline.with_tensors({f"{denoiser.name}.{NEGATIVE}": states})
+        """Add the negative prompt's text states as tensors, and the graph edit that reads them."""
+        (denoiser,) = pipeline.of_role("denoiser")
+        tensors = {
+            f"{denoiser.name}.{name}": Shared(
+                partial(_negative, pipeline, self.negative_prompt, name), np.dtype(np.float32), shape
+            )
+            for name, shape in _shapes(pipeline).items()
+        }
+        edited = pipeline.with_tensors(tensors)
         return replace(edited, graph_edits=(*edited.graph_edits, GraphEdit(denoiser.name, "baked_negative")))
 
     def _faults(self, pipeline: Pipeline) -> Iterator[Fault]:
@@ -168,8 +172,16 @@ def _next_sigma(row: Step) -> float:
     return noise * row.sigma / (noise + row.next_from_x0)
 
 
-def _states_shape(encoder: Component) -> tuple[int, ...]:
-    try:
-        return 1, int(encoder.config["max_position_embeddings"]), int(encoder.config["hidden_size"])
-    except KeyError as error:
-        raise InputError(Fault("E_CONFIG", f"the config lacks {error}", str(encoder.folder))) from error
+def _shapes(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what a baked negative prompt adds: text states, and a pooled one where read."""
+    length, pooled = tokenizer_of(pipeline).length, pooled_width(pipeline)
+    shapes: dict[str, tuple[int, ...]] = {NEGATIVE: (1, length, text_width(pipeline))}
+    return {**shapes, NEGATIVE_POOLED: (1, pooled)} if pooled else shapes
+
+
+def _negative(pipeline: Pipeline, prompt: str, name: str) -> NDArray[np.float32]:
+    """Return what the unconditional half reads: the prompt's states, or zeros where the model wants these."""
+    if pipeline.sampling.zero_negative:
+        return np.zeros(_shapes(pipeline)[name], np.float32)
+    encoded = encode_prompts(pipeline, [prompt])
+    return encoded.states if name == NEGATIVE else encoded.pooled_row(prompt)
