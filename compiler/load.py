@@ -92,17 +92,18 @@ def _open(source: Source, spec_folder: Path) -> Opened:
         place = BUILT_IN_MODELS[source.model]
     if place.is_dir():
         _refuse_keys(source, "a folder", "config", "prediction")
-        return open_folder(place, components, tokenizer)
+        return open_folder(place, components, tokenizer, source.variant)
     if place.is_file():
         refuse_pickle(place)
+        _refuse_keys(source, "a single file", "variant")
         return open_single_file(place, Given(config, tokenizer, source.prediction, components))
     raise _no_source(source.model, place)
 
 
 def _refuse_keys(source: Source, kind: str, *keys: str) -> None:
-    """Refuse keys that would change nothing: a folder says these things itself."""
+    """Refuse keys that would change nothing."""
     faults = [
-        Fault("E_SOURCE", f"{kind} says this itself", f"source.{key}", "leave the key out")
+        Fault("E_SOURCE", f"means nothing for {kind}", f"source.{key}", "leave the key out")
         for key in keys
         if getattr(source, key) is not None
     ]

@@ -29,7 +29,7 @@ HOMES = (
 )
 # What `pip install 'retouch[build]'` adds.
 BUILD_MODULES = frozenset(
-    {"diffusers", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"}
+    {"diffusers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"}
 )
 CANCELED, BROKEN_PIPE, USAGE, INTERNAL = 130, 141, 2, 70
 TRACEBACK = "RETOUCH_TRACEBACK"

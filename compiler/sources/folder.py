@@ -25,12 +25,18 @@ WEIGHTS = ("diffusion_pytorch_model", "model")
 NOTHING: Mapping[str, Path] = MappingProxyType({})
 
 
-def open_folder(folder: Path, given: Mapping[str, Path] = NOTHING, tokenizer: Path | None = None) -> Opened:
+def open_folder(
+    folder: Path,
+    given: Mapping[str, Path] = NOTHING,
+    tokenizer: Path | None = None,
+    variant: str | None = None,
+) -> Opened:
     """Open a diffusers folder.
 
     Args:
         given: what stands in for the model's own components: a folder each, or a file of tensors.
         tokenizer: a folder that stands in for the model's tokenizer.
+        variant: of the model's own weights, such as fp16.
 
     Raises:
         InputError: a file is missing, malformed, a pickle, or of a class that is not supported.
@@ -44,8 +50,9 @@ def open_folder(folder: Path, given: Mapping[str, Path] = NOTHING, tokenizer: Pa
     for name, component in sorted(components.items()):
         if component.role in MODEL_ROLES:
             place = given.get(name, component.folder)
-            tensors |= given_tensors(place, component)
-            files += [(f"{name}/{file.name}", file) for file in given_weights(place)]
+            chosen = None if name in given else variant
+            tensors |= given_tensors(place, component, chosen)
+            files += [(f"{name}/{file.name}", file) for file in given_weights(place, chosen)]
         files += component_files(component)
     return Opened(family, components, tensors, tuple(sorted(files)), read_settings(index, family))
 
@@ -107,7 +114,7 @@ def read_settings(index: Mapping[str, Any], family: Family) -> dict[str, bool]:
     return {key: bool(index.get(key, meant)) for key, meant in family.settings.items()}
 
 
-def given_tensors(place: Path, component: Component) -> dict[str, Tensor]:
+def given_tensors(place: Path, component: Component, variant: str | None = None) -> dict[str, Tensor]:
     """Return a component's tensors from a folder of it, or from a file of any layout; `component.name` keys.
 
     Raises:
@@ -116,7 +123,7 @@ def given_tensors(place: Path, component: Component) -> dict[str, Tensor]:
     if not place.is_dir():
         return component_tensors(place, component)
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(place):
+    for file in weight_files(place, variant):
         for name, tensor in read_header(file).tensors.items():
             full = f"{component.name}.{name}"
             if full in tensors:
@@ -125,9 +132,12 @@ def given_tensors(place: Path, component: Component) -> dict[str, Tensor]:
     return tensors
 
 
-def given_weights(place: Path) -> list[Path]:
-    """Return the files with a component's weights: of a folder, or the file itself."""
-    return weight_files(place) if place.is_dir() else [place]
+def given_weights(place: Path, variant: str | None = None) -> list[Path]:
+    """Return the files that a component's weights are read from: of a folder, or the file itself."""
+    if not place.is_dir():
+        return [place]
+    indexes = [place / index_name(stem, variant) for stem in WEIGHTS]
+    return [*weight_files(place, variant), *(index for index in indexes if index.is_file())]
 
 
 def tokenizer_place(folder: Path, name: str, alone: bool) -> Path:
@@ -159,39 +169,58 @@ def component_files(component: Component) -> Iterator[tuple[str, Path]]:
     """Yield every file of a component without weights, as (label, path)."""
     folder = component.folder
     if component.role in MODEL_ROLES:
-        files = [folder / "config.json", *folder.glob("*.safetensors.index*.json")]
+        files = [folder / "config.json"]
     else:
         files = [file for file in folder.iterdir() if file.is_file() and file.suffix in (".json", ".txt")]
     for file in sorted(files):
         yield f"{component.name}/{file.name}", file
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """Return the safetensors files of a component, one or the shards that an index lists.
+
+    Args:
+        variant: such as fp16. Without one, the plain files, or the only variant that there is.
 
     Raises:
         InputError: there is none, or only a pickle.
     """
+    middle = f".{variant}" if variant else ""
     for stem in WEIGHTS:
-        index = folder / f"{stem}.safetensors.index.json"
+        index, whole = folder / index_name(stem, variant), folder / f"{stem}{middle}.safetensors"
         if index.is_file():
-            return _shards(index)
-        plain = folder / f"{stem}.safetensors"
-        if plain.is_file():
-            return [plain]
-        indexes = sorted(folder.glob(f"{stem}.safetensors.index.*.json"))
-        if len(indexes) == 1:
-            return _shards(indexes[0])
+            return [folder / name for name in shard_names(index)]
+        if whole.is_file():
+            return [whole]
         variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-        if len(variants) == 1:
+        if variant is None and len(variants) == 1:
             return variants
     pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
     if pickles:
         hint = "get the safetensors version of this model, or convert it in a sandbox"
         message = f"only pickled weights ({pickles[0]}), which are refused"
         raise InputError(Fault("E_PICKLE", message, str(folder), hint))
-    hint = f"expected {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors"
-    raise InputError(Fault("E_FILE", "no weights", str(folder), hint))
+    hint = f"expected {WEIGHTS[0]}{middle}.safetensors or {WEIGHTS[1]}{middle}.safetensors"
+    raise InputError(Fault("E_FILE", f"no {variant or ''} weights".replace("  ", " "), str(folder), hint))
+
+
+def index_name(stem: str, variant: str | None = None) -> str:
+    """Return the name of the file that lists the shards of weights. Source: diffusers' save_pretrained."""
+    return f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the files that an index lists, which must be plain names beside it.
+
+    Raises:
+        InputError: one is not, or there is none.
+    """
+    listed = read_json(index).get("weight_map", {})
+    names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    odd = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if odd or not names:
+        raise InputError(Fault("E_CONFIG", f"not a plain safetensors file name: {odd[:1]}", str(index)))
+    return names
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -220,16 +249,6 @@ def _places(family: Family, given: Mapping[str, Path], tokenizer: Path | None) -
         names = [encoder.tokenizer for encoder in family.text_encoders]
         places |= {name: tokenizer_place(tokenizer, name, alone=len(names) == 1) for name in names}
     return places
-
-
-def _shards(index: Path) -> list[Path]:
-    """Return the files that an index lists, which must be plain names beside it."""
-    listed = read_json(index).get("weight_map", {})
-    names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
-    odd = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    if odd or not names:
-        raise InputError(Fault("E_CONFIG", f"not a plain safetensors file name: {odd[:1]}", str(index)))
-    return [index.parent / name for name in names]
 
 
 def _at(fault: Fault, file: Path) -> Fault:

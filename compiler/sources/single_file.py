@@ -162,7 +162,7 @@ def _read(
         else:
             reading.faults.append(_absent(name, file))
     raise_all(InputError, [*reading.faults, *reading.leftovers()])
-    notes = [f"{averages} averaged tensors ({layouts().ema}) are left behind"] if averages else []
+    notes = [f"{averages} averaged weights ({layouts().ema}) are left behind"] if averages else []
     return tensors | reading.tensors, tuple(notes)
 
 
