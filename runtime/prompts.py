@@ -1,11 +1,11 @@
-"""Prompts -> token ids -> text states, as CLIPTokenizer and the artefact's text encoder make them.
+"""Prompts -> token ids -> text states, as CLIPTokenizer and the artefact's text encoders make them.
 
 Padding, truncation and the two end tokens are those of `CLIPTokenizer(padding="max_length",
 truncation=True)`; the pad token comes from the tokenizer's own files (Stable Diffusion 2 pads with `!`).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..specs.errors import Fault, InputError
+from ..specs.sampling import TextSource
 from .artefact import Artefact
 from .sessions import Placement, Session, open_session
 
+Floats = NDArray[np.float32]
 PAD_OF_CLIP = "<|endoftext|>"
 KEPT = 1024  # prompts whose states are remembered; each is a few hundred kilobytes at most
 LONGEST = 4096  # tokens; a larger model_max_length is transformers' way to say that it has none
@@ -76,33 +78,89 @@ class PromptTokenizer:
         return number
 
 
+@dataclass(frozen=True)
+class TextStates:
+    """What a denoiser reads of prompts: `sequence` [B, S, D], and `pooled` [B, Dp] where it reads one."""
+
+    sequence: Floats
+    pooled: Floats | None = None
+
+    def arrays(self) -> dict[str, Floats]:
+        """Return the states as inputs of the denoiser, by name."""
+        pooled = {} if self.pooled is None else {"text_embeds": self.pooled}
+        return {"encoder_hidden_states": self.sequence, **pooled}
+
+    def map(self, rule: Callable[..., Floats], *others: "TextStates") -> "TextStates":
+        """Return `rule` of each kind of state, and of the same kind of the others."""
+        sequence = rule(self.sequence, *(other.sequence for other in others))
+        if self.pooled is None:
+            return TextStates(sequence)
+        return TextStates(sequence, rule(self.pooled, *(other.pooled for other in others)))
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One graph's share of the text states, with the tokenizer that feeds it."""
+
+    source: TextSource
+    tokenizer: PromptTokenizer
+    session: Session
+
+    @classmethod
+    def open(cls, artefact: Artefact, source: TextSource, placement: Placement | None) -> "TextEncoder":
+        """Load tokenizer and graph."""
+        outputs = [name for name in (source.output, source.pooled) if name is not None]
+        graph = f"{source.graph}/model.onnx"
+        session = open_session(artefact, graph, ["input_ids"], outputs, placement)
+        return cls(source, PromptTokenizer.open(artefact, source.tokenizer), session)
+
+    def states(self, prompt: str) -> TextStates:
+        """Return the share of one prompt: [1, S, its width], and its pooled state where it has one."""
+        found = self.session(input_ids=np.array([self.tokenizer.tokens(prompt).ids]))
+        pooled = None if self.source.pooled is None else found[self.source.pooled].astype(np.float32)
+        return TextStates(found[self.source.output].astype(np.float32), pooled)
+
+
 class PromptEncoder:
     """Turns prompts into text states; each prompt is encoded alone, so its states depend on nothing else."""
 
-    def __init__(self, tokenizer: PromptTokenizer, encoder: Session) -> None:
-        self.tokenizer = tokenizer
-        self._encoder = encoder
-        self._known: dict[str, NDArray[np.float32]] = {}
+    def __init__(self, encoders: Sequence[TextEncoder]) -> None:
+        self.encoders = tuple(encoders)
+        self._known: dict[str, TextStates] = {}
 
     @classmethod
     def open(cls, artefact: Artefact, placement: Placement | None = None) -> "PromptEncoder":
-        """Load tokenizer and text encoder of an artefact."""
-        graph = "text_encoder/model.onnx"
-        encoder = open_session(artefact, graph, ["input_ids"], ["last_hidden_state"], placement)
-        return cls(PromptTokenizer.open(artefact), encoder)
+        """Load the tokenizers and text encoders that an artefact's sampling table names.
 
-    def encode(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the text states of prompts, [B, S, D]."""
-        return np.stack([self._states(prompt) for prompt in prompts])
+        Raises:
+            InputError: the encoders take prompts of different lengths.
+        """
+        encoders = [TextEncoder.open(artefact, source, placement) for source in artefact.table.text]
+        lengths = {encoder.source.tokenizer: encoder.tokenizer.length for encoder in encoders}
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(Fault("E_TOKENIZER", f"prompts of different lengths: {found}", "sampling.json"))
+        return cls(encoders)
 
-    def _states(self, prompt: str) -> NDArray[np.float32]:
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """Return the text states of prompts: the encoders' side by side on the last axis."""
+        first, *others = (self._states(prompt) for prompt in prompts)
+        return first.map(lambda *parts: np.concatenate(parts), *others)
+
+    def cut(self, prompt: str) -> int:
+        """Return how many tokens of a prompt some encoder does not see."""
+        return max(encoder.tokenizer.tokens(prompt).cut for encoder in self.encoders)
+
+    def _states(self, prompt: str) -> TextStates:
         known = self._known.get(prompt)
         if known is not None:
             return known
         if len(self._known) >= KEPT:
             self._known = {}
-        ids = np.array([self.tokenizer.tokens(prompt).ids])
-        states = self._encoder(input_ids=ids)["last_hidden_state"][0].astype(np.float32)
+        shares = [encoder.states(prompt) for encoder in self.encoders]
+        pooled = [share.pooled for share in shares if share.pooled is not None]
+        sequence = np.concatenate([share.sequence for share in shares], axis=-1)
+        states = TextStates(sequence, np.concatenate(pooled, axis=-1) if pooled else None)
         self._known[prompt] = states
         return states
 

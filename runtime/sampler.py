@@ -1,10 +1,11 @@
 """Draw images: the one loop over the table of sampling.json, whatever the sampler.
 
 Guided steps run the denoiser once on both halves of the batch, unconditional first, and combine
-them in a graph without weights; steps of weight 1 run the conditional half only.
+them in a graph without weights; steps of weight 1 run the conditional half only. What the denoiser reads
+beside the sample, the table says: this file knows no family of models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,15 @@ from ..specs.errors import Fault, InputError, SpecError
 from ..specs.sampling import SamplingTable, Step
 from .artefact import Artefact
 from .noise import normal
-from .prompts import PromptEncoder
+from .prompts import PromptEncoder, TextStates
 from .sessions import Placement, Session, open_session
 
 Floats = NDArray[np.float32]
 BATCH = 8  # images a denoiser call, guided steps twice that
+NEEDS: Mapping[str, str] = {
+    "inpainting": "an image and a mask to fill in",
+    "refining": "an image that another model has drawn",
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,14 @@ class Sampler:
 
     @classmethod
     def open(cls, artefact: Artefact, placement: Placement | None = None) -> "Sampler":
-        """Load the graphs of an artefact. Raises what `open_session` raises."""
-        denoise_inputs = ["sample", "timestep", "encoder_hidden_states"]
+        """Load the graphs of an artefact.
+
+        Raises:
+            SpecError: its model does not draw from text alone.
+            Error: what `open_session` raises.
+        """
+        _check_task(artefact.table)
+        denoise_inputs = ["sample", "timestep", "encoder_hidden_states", *_added_inputs(artefact.table)]
         combine_inputs = ["unconditional", "conditional", "guidance_weight"]
         return cls(
             table=artefact.table,
@@ -128,8 +139,8 @@ class Sampler:
         self,
         steps: Sequence[Step],
         unit: Floats,
-        conditional: Floats,
-        unconditional: Floats,
+        conditional: TextStates,
+        unconditional: TextStates,
         on_step: Callable[[int], None] | None,
     ) -> Floats:
         sample = self.table.initial_scale * np.asarray(unit, np.float32)
@@ -143,20 +154,31 @@ class Sampler:
                 on_step(len(sample))
         return sample
 
-    def _predict(self, step: Step, sample: Floats, conditional: Floats, unconditional: Floats) -> Floats:
+    def _predict(
+        self, step: Step, sample: Floats, conditional: TextStates, unconditional: TextStates
+    ) -> Floats:
         if not step.guided:
             return self._call_denoiser(step, sample, conditional)
-        states = np.concatenate([np.broadcast_to(unconditional, conditional.shape), conditional])
+        states = unconditional.map(_halves, conditional)
         out = self._call_denoiser(step, np.concatenate([sample, sample]), states)
         without, given = np.split(out, 2)
         weight = np.array([step.guidance_weight])
         return self.combine(unconditional=without, conditional=given, guidance_weight=weight)["guided"]
 
-    def _call_denoiser(self, step: Step, sample: Floats, states: Floats) -> Floats:
+    def _call_denoiser(self, step: Step, sample: Floats, states: TextStates) -> Floats:
         # A scalar, or a vector with an entry an image: as the graph declares it.
         shape = tuple(size or len(sample) for size in self.denoiser.inputs["timestep"].shape)
-        timestep = np.full(shape, step.timestep)
-        return self.denoiser(sample=sample, timestep=timestep, encoder_hidden_states=states)["out_sample"]
+        inputs = {"sample": sample, "timestep": np.full(shape, step.timestep), **states.arrays()}
+        if self.table.time_ids:
+            inputs["time_ids"] = self._time_ids(sample)
+        return self.denoiser(**inputs)["out_sample"]
+
+    def _time_ids(self, sample: Floats) -> Floats:
+        """Return what the denoiser is told of each image's size, [B, number of ids]: whole and uncropped."""
+        height, width = (cells * self.table.latent.downscale for cells in sample.shape[2:])
+        pixels = {"height": height, "width": width, "top": 0, "left": 0}
+        row = [pixels[name.rpartition("_")[2]] for name in self.table.time_ids]
+        return np.tile(np.array(row, np.float32), (len(sample), 1))
 
     def _steps(self, guidance_scale: float | None) -> list[Step]:
         if guidance_scale is None:
@@ -170,8 +192,8 @@ class Sampler:
             step.model_copy(update={"guidance_weight": float(guidance_scale)}) for step in self.table.steps
         ]
 
-    def _unconditional(self, steps: Sequence[Step], negative: str | None) -> Floats:
-        """Return the states [1, S, D] of the unconditional half."""
+    def _unconditional(self, steps: Sequence[Step], negative: str | None) -> TextStates:
+        """Return the states of the unconditional half, of one image."""
         if negative is not None and self.table.negative.baked:
             message = "the artefact's negative prompt is baked and cannot be exchanged"
             raise SpecError(
@@ -182,7 +204,8 @@ class Sampler:
             raise SpecError(
                 Fault("E_NEGATIVE_UNUSED", message, "negative prompt", "set a guidance scale other than 1")
             )
-        return self.prompts.encode([self.table.negative.prompt if negative is None else negative])
+        states = self.prompts.encode([self.table.negative.prompt if negative is None else negative])
+        return states.map(np.zeros_like) if negative is None and self.table.negative.zeros else states
 
     def _latent_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
         latent = self.table.latent
@@ -197,6 +220,25 @@ class Sampler:
             message = f"the denoiser's graph is fixed to {fixed[0]} x {fixed[1]} latent cells"
             raise SpecError(Fault("E_SIZE", message, "size", "draw without a size"))
         return latent.channels, cells[0], cells[1]
+
+
+def _check_task(table: SamplingTable) -> None:
+    """Refuse a model that needs more than text."""
+    if table.task != "text_to_image":
+        message = f"the artefact does not draw from text alone, it needs {NEEDS[table.task]}"
+        hint = "use it in a host for this task; its folder opens in diffusers' layout"
+        raise SpecError(Fault("E_TASK", message, "sampling.json", hint))
+
+
+def _added_inputs(table: SamplingTable) -> list[str]:
+    """Return the inputs that a denoiser has beside the usual three."""
+    pooled = any(source.pooled is not None for source in table.text)
+    return [*(["text_embeds"] if pooled else []), *(["time_ids"] if table.time_ids else [])]
+
+
+def _halves(unconditional: Floats, conditional: Floats) -> Floats:
+    """Return both halves of a guided batch: one prompt's states for every image, then each image's own."""
+    return np.concatenate([np.broadcast_to(unconditional, conditional.shape), conditional])
 
 
 def _batches(count: int, size: int) -> list[slice]:

@@ -76,13 +76,15 @@ def test_a_pad_token_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_states_are_the_text_encoders_in_order(tmp_path: Path) -> None:
     encoder = PromptEncoder.open(open_artefact(make_artefact(tmp_path / "artefact")))
     states = encoder.encode(["a cat", "a shoe", "a cat"])
-    ids = [list(encoder.tokenizer.tokens(prompt).ids) for prompt in ("a cat", "a shoe", "a cat")]
-    assert states.dtype == np.float32
-    np.testing.assert_array_equal(states, EMBEDDING[np.array(ids)])
+    (only,) = encoder.encoders
+    ids = [list(only.tokenizer.tokens(prompt).ids) for prompt in ("a cat", "a shoe", "a cat")]
+    assert states.sequence.dtype == np.float32
+    np.testing.assert_array_equal(states.sequence, EMBEDDING[np.array(ids)])
+    assert states.pooled is None
 
 
 def test_a_prompt_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = PromptEncoder.open(open_artefact(make_artefact(tmp_path / "artefact")))
     first = encoder.encode(["a cat"])
-    monkeypatch.setattr(encoder, "_encoder", None)
-    np.testing.assert_array_equal(encoder.encode(["a cat", "a cat"])[1], first[0])
+    monkeypatch.setattr(encoder, "encoders", ())
+    np.testing.assert_array_equal(encoder.encode(["a cat", "a cat"]).sequence[1], first.sequence[0])

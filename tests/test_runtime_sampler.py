@@ -46,7 +46,8 @@ def reference(sampler: Sampler, prompt: str, negative: str, unit: np.ndarray) ->
     """The formulas of specs/sampling.py in float64, for one image."""
 
     def denoise(sample: np.ndarray, timestep: float, text: str) -> np.ndarray:
-        states = EMBEDDING.astype(np.float64)[list(sampler.prompts.tokenizer.tokens(text).ids)]
+        (encoder,) = sampler.prompts.encoders
+        states = EMBEDDING.astype(np.float64)[list(encoder.tokenizer.tokens(text).ids)]
         words = (states @ PROJECTION.astype(np.float64)).mean(axis=0)
         return 0.2 * sample + 0.001 * timestep + words[:, None, None]
 

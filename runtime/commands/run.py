@@ -114,9 +114,7 @@ def _images(prompts: tuple[str, ...], seed: int, count: int, output: Path) -> li
 
 def _warn_about_cuts(sampler: Sampler, prompts: tuple[str, ...]) -> dict[str, int]:
     """Return the prompts that are too long, each with the number of tokens that the model will not see."""
-    tokenizer = sampler.prompts.tokenizer
-    cut = {prompt: tokenizer.tokens(prompt).cut for prompt in prompts}
-    cut = {prompt: tokens for prompt, tokens in cut.items() if tokens}
+    cut = {prompt: tokens for prompt in prompts if (tokens := sampler.prompts.cut(prompt))}
     for prompt, tokens in cut.items():
         warn(one_line(f"the last {tokens} tokens do not fit and are not seen: {prompt}"))
     return cut
