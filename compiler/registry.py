@@ -75,3 +75,4 @@ _ROOT = __name__.rpartition(".compiler.")[0]
 passes = Registry("pass", "retouch.passes", f"{_ROOT}.passes", f"{_ROOT}.compiler.contract.Pass")
 emitters = Registry("emitter", "retouch.emitters", f"{_ROOT}.compiler.emit", f"{_ROOT}.compiler.emit.Emitter")
 gates = Registry("gate", "retouch.gates", f"{_ROOT}.compiler.gates", f"{_ROOT}.compiler.gates.Gate")
+probes = Registry("probe", "retouch.probes", f"{_ROOT}.compiler.probes", f"{_ROOT}.compiler.probes.Probe")

@@ -1,0 +1,101 @@
+"""Revival probes: one file each, the file's name is what `--probes` and the gate `probed` call it.
+
+A probe tries to make a finished artefact draw what was erased, with nothing but the artefact itself and
+some images of the concept. It tries the same on a control that no model was trained on: what a probe
+brings back of that, it would bring back of anything.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from ...runtime.statistics import decimal, wilson
+from ...specs.manifest import Evidence
+from ..gates import Images
+
+if TYPE_CHECKING:
+    from ..ir import Pipeline
+    from ._patient import Patient
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a probe tries to bring back.
+
+    `latents` [N, C, H, W] are images to imitate, scaled as the denoiser sees them; `recognized` says of
+    each image whether the target is in it.
+    """
+
+    name: str
+    prompt: str
+    latents: NDArray[np.float32]
+    recognized: Callable[[Images], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One erased concept, the model that forgot it, and what the attempt is compared with.
+
+    `control` is a target that no model was trained on. `base` is the model before the edit, where the
+    source of the artefact's spec is at hand.
+    """
+
+    patient: "Patient"
+    target: Target
+    control: Target
+    seeds: Sequence[int]
+    base: "Pipeline | None"
+    advance: Callable[[int], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Probe(ABC):
+    """An attempt at revival. Its fields are its effort."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    @abstractmethod
+    def examine(self, case: Case) -> Evidence:
+        """Try to revive the concept of a case, and the control, and say what came of it."""
+
+    @property
+    def name(self) -> str:
+        """The name of the file that holds the class."""
+        return type(self).__module__.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Revival(Probe):
+    """A probe that ends in images: what counts is the share in which the target is recognized."""
+
+    @abstractmethod
+    def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
+        """Return one image a seed, drawn after an attempt at a target, and how the attempt went."""
+
+    def examine(self, case: Case) -> Evidence:
+        images, details = self.revive(case.patient, case.target, case)
+        control, _ = self.revive(case.patient, case.control, case)
+        hits = int(case.target.recognized(images).sum())
+        control_hits = int(case.control.recognized(control).sum())
+        low, high = wilson(hits, len(images))
+        return Evidence(
+            kind="behavioral",
+            claim=f"probe.{self.name}",
+            subject=case.target.name,
+            value=decimal(hits / len(images)),
+            unit="share recovered",
+            interval=(decimal(low), decimal(high)),
+            count=len(images),
+            produced_by=f"probes/{self.name}",
+            details={
+                "control": decimal(control_hits / len(control)),
+                "control_interval": [decimal(bound) for bound in wilson(control_hits, len(control))],
+                "control_is": case.control.name,
+                **details,
+            },
+        )
