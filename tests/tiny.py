@@ -14,7 +14,13 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
+    StableDiffusionInpaintPipeline,
+)
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from tokenizers.pre_tokenizers import ByteLevel
@@ -65,22 +71,57 @@ def make_tiny_v2(folder: Path, seed: int = 0) -> Path:
 def make_tiny_xl(folder: Path, seed: int = 0) -> Path:
     """Write a small SDXL: two text encoders, the second pooled, and time ids; the pooled width is SDXL's."""
     model = "stable-diffusion-xl-base-1.0"
-    second = _text_config(model, "text_encoder_2", TEXT_ENCODER_2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = _xl_parts(model, folder, DENOISER_XL)
+        parts["text_encoder"] = _shaken(CLIPTextModel(_text_config(model, "text_encoder", {})))
+        parts["tokenizer"] = write_tokenizer(folder / "tokenizer")
+    StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_refiner(folder: Path, seed: int = 0) -> Path:
+    """Write a small SDXL refiner: the second text encoder alone, and a score among the time ids."""
+    model = "stable-diffusion-xl-refiner-1.0"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = _xl_parts(model, folder, DENOISER_REFINER)
+    absent: Any = {"text_encoder": None, "tokenizer": None}
+    StableDiffusionXLImg2ImgPipeline(
+        **parts,
+        **absent,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_inpainting(folder: Path, seed: int = 0) -> Path:
+    """Write a small Stable Diffusion that fills in images: five more input channels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts: dict[str, Any] = {
-            "vae": _shaken(AutoencoderKL.from_config(_scaled(model, "vae", AUTOENCODER))),
-            "text_encoder": _shaken(CLIPTextModel(_text_config(model, "text_encoder", {}))),
-            "text_encoder_2": _shaken(CLIPTextModelWithProjection(second)),
-            "unet": _shaken(UNet2DConditionModel.from_config(_scaled(model, "unet", DENOISER_XL))),
+            "vae": _shaken(AutoencoderKL.from_config(AUTOENCODER)),
+            "text_encoder": _shaken(CLIPTextModel(CLIPTextConfig.from_dict(TEXT_ENCODER))),
+            "unet": _shaken(UNet2DConditionModel.from_config({**DENOISER, "in_channels": 9})),
             "tokenizer": write_tokenizer(folder / "tokenizer"),
-            "tokenizer_2": write_tokenizer(folder / "tokenizer_2", PAD_V2),
-            "scheduler": EulerDiscreteScheduler.from_config(
-                _published(model, "scheduler/scheduler_config.json")
-            ),
+            "scheduler": DDIMScheduler.from_config(SCHEDULER),
         }
-    StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(folder)
+    StableDiffusionInpaintPipeline(**parts, **UNCHECKED).save_pretrained(folder)
     return folder
+
+
+def _xl_parts(model: str, folder: Path, denoiser: dict[str, Any]) -> dict[str, Any]:
+    """Return what SDXL and its refiner share."""
+    second = _text_config(model, "text_encoder_2", TEXT_ENCODER_2)
+    return {
+        "vae": _shaken(AutoencoderKL.from_config(_scaled(model, "vae", AUTOENCODER))),
+        "text_encoder_2": _shaken(CLIPTextModelWithProjection(second)),
+        "unet": _shaken(UNet2DConditionModel.from_config(_scaled(model, "unet", denoiser))),
+        "tokenizer_2": write_tokenizer(folder / "tokenizer_2", PAD_V2),
+        "scheduler": EulerDiscreteScheduler.from_config(_published(model, "scheduler/scheduler_config.json")),
+    }
 
 
 def write_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -202,4 +243,12 @@ DENOISER_XL = {
     "cross_attention_dim": WIDTH + WIDTH_2,
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": POOLED + 6 * 8,
+}
+DENOISER_REFINER = {
+    **DENOISER_XL,
+    "block_out_channels": (8, 8, 16, 16),
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": (1, 1, 2, 4),
+    "cross_attention_dim": WIDTH_2,
+    "projection_class_embeddings_input_dim": POOLED + 5 * 8,
 }
