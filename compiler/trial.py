@@ -50,7 +50,16 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
         )
     advance = report.task("draw images for the gates", plan.images())
     with drawer(folder) as edited, base_drawer(plan, cache) as base:
-        trial = Trial(edited, base, plan.erased, _recorder(folder), advance)
+        trial = Trial(
+            edited,
+            base,
+            plan.erased,
+            _recorder(folder),
+            advance,
+            folder,
+            plan.source,
+            plan.pipeline.graph_edits,
+        )
         return [evidence for gate in plan.spec.gates for evidence in gate.decide(trial)]
 
 

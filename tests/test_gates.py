@@ -54,7 +54,7 @@ def trial(edited: Draw, recorded: dict[str, Any] | None = None) -> Trial:
 
 
 def test_gates_are_found_by_file_name() -> None:
-    assert gates.names() == ["erased", "kept"]
+    assert gates.names() == ["erased", "kept", "probed"]
     assert gates.load("erased") is Erased
 
 

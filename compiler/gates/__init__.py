@@ -8,6 +8,7 @@ confidence interval with the threshold of the spec. What a gate cannot afford or
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic import ConfigDict
 
 from ...specs.manifest import Evidence
 from ..contract import Erasure
+from ..ir import GraphEdit, Pipeline
 
 Images = NDArray[np.uint8]
 
@@ -29,7 +31,8 @@ class Trial:
     """What a gate judges: the shipped artefact, the base it was made from, and what the spec erased.
 
     Both draw from the same noise for the same seed. `record` keeps raw results, one row an image,
-    in `evidence/NAME.json`; `advance` counts drawn images for the progress bar.
+    in `evidence/NAME.json`; `advance` counts drawn images for the progress bar. Gates that look inside
+    are given the sealed folder, the source as loaded and the graph edits of the artefact.
     """
 
     edited: Draw
@@ -37,6 +40,9 @@ class Trial:
     erased: tuple[Erasure, ...]
     record: Callable[[str, list[dict[str, Any]]], None]
     advance: Callable[[int], None]
+    artefact: Path | None = None
+    source: Pipeline | None = None
+    graph_edits: tuple[GraphEdit, ...] = ()
 
 
 @dataclass(frozen=True)

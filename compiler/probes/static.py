@@ -12,6 +12,7 @@ from ...runtime.statistics import decimal
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from ..tensors import widen
+from ..text_map import fuse_text_map
 from . import Case, Probe
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Maps:
     def of(cls, edited: "Pipeline", base: "Pipeline") -> "Maps":
         """Stream the matrices of both pipelines, one pair at a time."""
         names, sums = [], [np.zeros(()), np.zeros(()), np.zeros(())]
-        for name, v, w in _pairs(edited, base):
+        # A map in the graph is part of what the matrices do.
+        for name, v, w in _pairs(fuse_text_map(edited, "probes/static"), base):
             names.append(name)
             sums = [total + part for total, part in zip(sums, (v.T @ v, v.T @ w, w.T @ w), strict=True)]
         return cls(tuple(names), *sums)
