@@ -134,7 +134,7 @@ def _stored(name: str, entry: Any, file: Path, start: int, room: int) -> Stored:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError("expected `dtype`, `shape` and `data_offsets`")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if code not in DTYPES:
+    if not isinstance(code, str) or code not in DTYPES:
         raise ValueError(f"dtype `{code}` is not supported; supported: {', '.join(DTYPES)}")
     if not _whole(shape) or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"shape {shape!r} is not a list of at most {MAX_DIMENSIONS} whole numbers")
