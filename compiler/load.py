@@ -10,7 +10,7 @@ from ..specs.errors import Fault, InputError, SpecError
 from ..specs.fields import DEMO
 from ..specs.sampling import Latent
 from ..specs.schema import Source
-from .families import Family
+from .conditioning import conditioning_of
 from .headers import refuse_pickle
 from .ir import Component, Pipeline, verify
 from .sampling import Sampling, Schedule, check_sampler, constant
@@ -126,7 +126,7 @@ def _pipeline(opened: Opened, sampler: str, steps: int, guidance_scale: float | 
         family=opened.family,
         components=MappingProxyType(dict(opened.components)),
         tensors=MappingProxyType(dict(opened.tensors)),
-        sampling=_sampling(opened.components, opened.family, sampler, steps, guidance_scale),
+        sampling=_sampling(opened, sampler, steps, guidance_scale),
         settings=MappingProxyType(dict(opened.settings)),
         files=opened.files,
         notes=opened.notes,
@@ -135,19 +135,15 @@ def _pipeline(opened: Opened, sampler: str, steps: int, guidance_scale: float | 
     return pipeline
 
 
-def _sampling(
-    components: Mapping[str, Component],
-    family: Family,
-    sampler: str,
-    steps: int,
-    guidance_scale: float | None,
-) -> Sampling:
-    """Return the sampling of the folder's scheduler, with constant guidance until a pass bakes another."""
+def _sampling(opened: Opened, sampler: str, steps: int, guidance_scale: float | None) -> Sampling:
+    """Return the sampling of the source's scheduler, with constant guidance until a pass bakes another."""
+    components, family = opened.components, opened.family
     scheduler = next(component for component in components.values() if component.role == "scheduler")
     schedule = Schedule.from_config(scheduler.config, str(scheduler.folder / "scheduler_config.json"))
     check_sampler(sampler, steps, schedule)
     scale = family.guidance_scale if guidance_scale is None else guidance_scale
-    sampling = Sampling(schedule, _latent(components), sampler, steps)
+    conditioning = conditioning_of(family, components, opened.settings)
+    sampling = Sampling(schedule, _latent(components), sampler, steps, conditioning=conditioning)
     return replace(sampling, guidance=constant(scale, steps))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..specs.read import Registries, read_spec
 from ..specs.schema import Spec
 from . import registry
+from .conditioning import check_draws
 from .contract import Erasure
 from .ir import Pipeline
 from .load import MODEL_ROLES, open_source
@@ -105,6 +106,8 @@ def make_plan(file: Path) -> Plan:
     source = open_source(
         spec.source, file.parent, sampling.sampler, sampling.steps, sampling.guidance_scale
     )
+    if spec.gates:
+        check_draws(source.family, "`gates`")
     return Plan(file, spec, source, tuple(carry_out(source, spec.edits)))
 
 
