@@ -68,14 +68,25 @@ class Artefact:
     who can set change times, or who writes to a file while a session has it mapped.
     """
 
-    def __init__(self, verified: Verified) -> None:
+    def __init__(self, verified: Verified, target: str = "") -> None:
         self.verified = verified
-        self.folder, self.manifest = verified.folder, verified.manifest
-        self._records = {record.path: record for record in verified.manifest.files}
+        self.folder, self.manifest = verified.folder / target, verified.manifest
+        self._prefix = f"{target}/" if target else ""
+        self._records = {
+            record.path.removeprefix(self._prefix): record
+            for record in verified.manifest.files
+            if record.path.startswith(self._prefix)
+        }
+
+    def within(self, target: str) -> "Artefact":
+        """Return the pipeline that a target's folder is by itself; paths are relative to that folder."""
+        return Artefact(self.verified, target)
 
     @property
     def table(self) -> SamplingTable:
         """The sampling table. Raises InputError where the artefact has none."""
+        if self._prefix:
+            return SamplingTable.model_validate_json(self.read(SAMPLING))
         if self.verified.table is None:
             raise InputError(_not_runnable(SAMPLING))
         return self.verified.table
@@ -91,24 +102,28 @@ class Artefact:
             IntegrityError: the file changed since it was verified.
         """
         if path not in self._records:
-            raise InputError(_not_runnable(path))
+            raise InputError(_not_runnable(self._prefix + path))
         try:
-            with _open_regular(self.folder, path) as stream:
+            with _open_regular(self.verified.folder, self._prefix + path) as stream:
                 content = stream.read()
         except OSError as error:
-            raise IntegrityError(_changed_since(path)) from error
+            raise IntegrityError(self._changed(path)) from error
         if hashlib.sha256(content).hexdigest() != self._records[path].sha256:
-            raise IntegrityError(_changed_since(path))
+            raise IntegrityError(self._changed(path))
         return content
 
     def check_unchanged(self, folder: str) -> None:
         """Raise IntegrityError when a listed file directly in `folder` is not the one that was hashed."""
         inside = [path for path in sorted(self._records) if str(PurePosixPath(path).parent) == folder]
-        raise_all(IntegrityError, (_changed_since(path) for path in inside if not self._is_same(path)))
+        raise_all(IntegrityError, (self._changed(path) for path in inside if not self._is_same(path)))
+
+    def _changed(self, path: str) -> Fault:
+        return _changed_since(self._prefix + path)
 
     def _is_same(self, path: str) -> bool:
         try:
-            return _identity((self.folder / path).lstat()) == self.verified.identities[path]
+            identity = self.verified.identities[self._prefix + path]
+            return _identity((self.folder / path).lstat()) == identity
         except OSError:
             return False
 

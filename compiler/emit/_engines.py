@@ -1,0 +1,70 @@
+"""What both TensorRT targets share: their parameters, and the graphs that engines are built from."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ...specs.manifest import Evidence
+from ..engines import Shapes
+from ..ir import Pipeline
+from ..profiles import own_size, profiles_of
+from . import Emitted, Emitter, Job
+from .onnx import Onnx, Size
+
+Count = Annotated[int, Field(ge=1, le=16)]
+
+
+@dataclass(frozen=True)
+class EngineEmitter(Emitter):
+    """A target of engines, in a folder named after it: what the target `onnx` writes, and more.
+
+    `batch` is how many images are drawn at once: fewest, usual, most. `sizes` are image sizes, the usual
+    one first; none means the model's own. An engine takes every shape in between, and is fastest where
+    there is one size. `precision` is that of text encoders and denoiser, autoencoders have their own.
+    """
+
+    precision: Literal["float32", "float16"] = "float16"
+    vae_precision: Literal["float32", "float16"] = "float32"
+    batch: tuple[Count, Count, Count] = (1, 1, 4)
+    sizes: Annotated[tuple[Size, ...], Field(max_length=16)] = ()
+    parity: bool = True
+
+    def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
+        profiles = profiles_of(pipeline, self.batch, self.sizes)
+        self.check()
+        place = folder / self.name
+        place.mkdir()
+        graphs = self._graphs(pipeline).emit(pipeline, place, job)
+        built = [evidence for name in profiles for evidence in self.build(place / name, profiles[name], job)]
+        records = [
+            record.model_copy(update={"weights": f"{self.name}/{self.weights(record.weights)}"})
+            for record in graphs.components
+        ]
+        return Emitted(tuple(records), (*graphs.evidence, *built))
+
+    def _graphs(self, pipeline: Pipeline) -> Onnx:
+        """Return the target that writes the graphs: of one size where only one is asked for."""
+        sizes = self.sizes or (own_size(pipeline),)
+        return Onnx(
+            profile="tensorrt",
+            precision=self.precision,
+            vae_precision=self.vae_precision,
+            size=sizes[0] if len(sizes) == 1 else None,
+            parity=self.parity,
+        )
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise what would stop a build, before anything is written."""
+
+    @abstractmethod
+    def build(self, place: Path, profile: dict[str, Shapes], job: Job) -> Sequence[Evidence]:
+        """Make an engine of the graph in `place`, or what it takes to make one."""
+
+    @abstractmethod
+    def weights(self, data: str) -> str:
+        """Return which file holds the weights that the graphs have in the file `data`."""

@@ -1,0 +1,105 @@
+"""Plain TensorRT: its engines are built on the GPU that they are for; the artefact holds all that it takes.
+
+That is the graph, checked with TensorRT-RTX's parser where that is installed (both share it), the
+shapes, and the exact commands.
+"""
+
+import ctypes
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ...specs.errors import Fault, UndecidedError
+from ...specs.manifest import Evidence
+from ..engines import PLAIN, RTX, STEPS, Order, Shapes, build, check_installed, parse
+from ..profiles import as_numbers
+from . import Job
+from ._engines import EngineEmitter
+
+GRAPH, ENGINE, SCRIPT = "model.onnx", "model.plan", "build.sh"
+DRIVER = "libcuda.so.1"
+HEAD = "#!/bin/sh\n# Builds the engines on the GPU that they are for. Run it in this folder.\nset -eu\n"
+
+
+@dataclass(frozen=True)
+class Tensorrt(EngineEmitter):
+    """Writes `tensorrt/`: the graphs, and `build.sh` with a `trtexec` command for each.
+
+    `engines` makes them too, for the GPU of this machine: their bytes differ from build to build,
+    because TensorRT chooses kernels by their time.
+    """
+
+    engines: bool = False
+
+    def check(self) -> None:
+        if self.engines:
+            check_installed(PLAIN)
+            check_driver()
+
+    def build(self, place: Path, profile: dict[str, Shapes], job: Job) -> Sequence[Evidence]:
+        command = trtexec(place.name, profile)
+        _append(place.parent / SCRIPT, command)
+        evidence = [_checked(place, command, profile)]
+        if self.engines:
+            order = Order(place / GRAPH, profile, module=PLAIN)
+            engine = build(order, place / ENGINE, job.task(f"build {place.name} engine", STEPS))
+            facts = {"sha256": engine.sha256, "bytes": engine.size, "tensorrt": engine.version}
+            evidence.append(_static(place.name, "engine built", str(engine.layers), "layers", facts))
+        return evidence
+
+    def weights(self, data: str) -> str:
+        return data
+
+
+def check_driver() -> None:
+    """Raise UndecidedError where this machine has no NVIDIA driver, which no package brings."""
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError as error:
+        hint = "build on the machine with the GPU, with the commands in tensorrt/build.sh"
+        raise UndecidedError(Fault("E_DRIVER", "there is no NVIDIA driver here", DRIVER, hint)) from error
+
+
+def trtexec(folder: str, profile: Mapping[str, Shapes]) -> list[str]:
+    """Return the command that builds one graph's engine, to be run in the target's folder.
+
+    Networks are strongly typed: precision is the graph's own.
+    """
+    command = ["trtexec", f"--onnx={folder}/{GRAPH}", f"--saveEngine={folder}/{ENGINE}", "--stronglyTyped"]
+    for option, which in (("min", "smallest"), ("opt", "usual"), ("max", "largest")):
+        shapes = [
+            f"{name}:{'x'.join(map(str, getattr(shape, which)))}" for name, shape in sorted(profile.items())
+        ]
+        command += [f"--{option}Shapes={','.join(shapes)}"] if shapes else []
+    return [*command, "--skipInference"]
+
+
+def _append(script: Path, command: Sequence[str]) -> None:
+    text = script.read_text(encoding="utf-8") if script.exists() else HEAD
+    script.write_text(f"{text}{shlex.join(command)}\n", encoding="utf-8")
+
+
+def _checked(place: Path, command: Sequence[str], profile: Mapping[str, Shapes]) -> Evidence:
+    """Return what TensorRT-RTX's parser made of the graph; without it, that nobody asked."""
+    facts: dict[str, Any] = {"command": list(command), "profile": as_numbers(profile)}
+    if find_spec(RTX) is None:
+        facts["note"] = "TensorRT-RTX's parser is not installed, so the graph was not checked with it."
+        return _static(place.name, "graph checked with TensorRT's parser", "0", "parsers", facts)
+    parsed = parse(place / GRAPH)
+    facts |= {"tensorrt_rtx": parsed.version, "layers": parsed.layers}
+    return _static(place.name, "graph checked with TensorRT's parser", "1", "parsers", facts)
+
+
+def _static(name: str, claim: str, value: str, unit: str, details: dict[str, Any]) -> Evidence:
+    return Evidence(
+        kind="static",
+        claim=claim,
+        subject=f"tensorrt/{name}",
+        value=value,
+        unit=unit,
+        produced_by="emit/tensorrt",
+        details=details,
+    )
