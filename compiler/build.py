@@ -21,7 +21,7 @@ from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
 from . import manifest as manifests
 from .cache import default_cache
 from .card import write_card
-from .emit import Emitter, Job, Watch
+from .emit import Emitter, Job, Ledger, Watch
 from .load import source_files
 from .plan import Plan, size_of
 from .seal import ATTESTATIONS, records, sync, transaction
@@ -55,12 +55,13 @@ def build(
     lock = _locked_inputs(plan, options)
     # Sums of several threads depend on how many cores there are; bytes and evidence must not.
     with transaction(target, options.force) as folder, single_threaded():
-        targets = [_emit(plan, emitter, folder, options, report) for emitter in plan.spec.emit]
+        ledger = Ledger()
+        targets = [_emit(plan, emitter, folder, options, report, ledger) for emitter in plan.spec.emit]
         _write_spec(plan, lock, folder)
-        manifest = _seal(plan, lock, targets, [], folder)
+        manifest = _seal(plan, lock, targets, [], folder, ledger)
         if plan.spec.gates:
             gates = hold_trial(plan, folder, options.cache, report)
-            manifest = _seal(plan, lock, targets, gates, folder)
+            manifest = _seal(plan, lock, targets, gates, folder, ledger)
         _attest(folder, started)
         if not manifest.passed:
             _fail(manifest, folder, target, options)
@@ -83,12 +84,19 @@ def watches_of(plan: Plan) -> list[Watch]:
     ]
 
 
-def _emit(plan: Plan, emitter: Emitter, folder: Path, options: Options, report: Reporter) -> TargetRecord:
+def _emit(
+    plan: Plan,
+    emitter: Emitter,
+    folder: Path,
+    options: Options,
+    report: Reporter,
+    ledger: Ledger,
+) -> TargetRecord:
     """Write one target; its static evidence is what the observers saw of just these bytes."""
     watches = watches_of(plan)
     total = sum(size_of(plan.pipeline, name) for name in plan.pipeline.components)
     advance = report.task(f"write {emitter.name}", total)
-    job = Job(plan.source, watches, lambda _, count: advance(count), options.cache, report.task)
+    job = Job(plan.source, watches, lambda _, count: advance(count), options.cache, report.task, ledger)
     emitted = emitter.emit(plan.pipeline, folder, job)
     static = [evidence for watch in watches for evidence in watch.observer.evidence()]
     return TargetRecord(
@@ -128,7 +136,12 @@ def _write_spec(plan: Plan, lock: Lock, folder: Path) -> None:
 
 
 def _seal(
-    plan: Plan, lock: Lock, targets: Sequence[TargetRecord], gates: Sequence[Evidence], folder: Path
+    plan: Plan,
+    lock: Lock,
+    targets: Sequence[TargetRecord],
+    gates: Sequence[Evidence],
+    folder: Path,
+    ledger: Ledger,
 ) -> Manifest:
     """Write card and manifest over everything in the folder, and flush it."""
     inputs = [
@@ -136,7 +149,7 @@ def _seal(
         for item in lock.inputs
     ]
     write_card(plan, targets, gates, folder)
-    files = records(folder)
+    files = records(folder, ledger.digests)
     manifest = manifests.assemble(plan.spec, plan.pipeline, plan.carried, targets, gates, inputs, files)
     manifests.write(manifest, folder)
     sync(folder)

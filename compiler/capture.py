@@ -43,19 +43,31 @@ PLAIN = Form()
 
 
 def skeleton_of(
-    interface: Interface, edits: Sequence[GraphEdit], cache: Path, form: Form = PLAIN
+    interface: Interface,
+    edits: Sequence[GraphEdit],
+    cache: Path,
+    form: Form = PLAIN,
+    declared: Interface | None = None,
 ) -> Skeleton:
     """Return a component's skeleton in a form; its program comes from the cache where it is there and whole.
+
+    `declared` is the interface with fixed dimensions, where the graph is to say them.
 
     Raises:
         InputError: the config describes no module that the libraries can build and trace.
     """
     from .lower import lower
 
-    structure = structure_of(interface, edits)
-    graph, weights = lower(program_of(interface, edits, cache), interface, form)
-    written = {"files": _digests(WRITING), "form": asdict(form), "versions": _versions(WRITERS)}
-    return Skeleton(digest_of({**structure, **written}), graph, weights)
+    ports = declared or interface
+    program = program_of(interface, edits, cache)
+    graph, weights = lower(program, ports, form)
+    written = {
+        "files": _digests(WRITING),
+        "form": asdict(form),
+        "inputs": [asdict(port) for port in ports.inputs],
+        "versions": _versions(WRITERS),
+    }
+    return Skeleton(digest_of([structure_of(interface, edits), written]), graph, weights, form, program)
 
 
 def program_of(interface: Interface, edits: Sequence[GraphEdit], cache: Path) -> Program:

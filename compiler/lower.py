@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from math import prod, sqrt
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from ..specs.errors import Fault, InputError
 from .interfaces import Interface, Port
 from .program import Op, Program, Ref, Shape, Size
-from .skeleton import BLOCK, DATA, PROFILES, Binding, Form, Profile, is_float
+from .skeleton import BLOCK, DATA, DTYPES, PROFILES, Binding, Form, Profile, is_float
 
 Array = NDArray[Any]
 
@@ -230,7 +229,7 @@ class Graph:
         if value.dtype == dtype:
             return value
         if value.array is not None and value.name:
-            return self.constant(value.array.astype(_numpy(dtype)))
+            return self.constant(value.array.astype(DTYPES[dtype]))
         return self.emit("Cast", [value], value.shape, dtype, to=TYPES[dtype])
 
     def computed(self, value: Value) -> Value:
@@ -349,10 +348,6 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _numpy(dtype: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-
-
 def _node_proto(node: Node, renamed: Mapping[str, str]) -> NodeProto:
     inputs, outputs = ([renamed.get(name, name) for name in names] for names in (node.inputs, node.outputs))
     return helper.make_node(
@@ -390,7 +385,7 @@ def external(name: str, dtype: str, shape: Sequence[int], offset: int) -> Tensor
     """Refer to a range of the data file."""
     tensor = TensorProto(name=name, data_type=TYPES[dtype], dims=shape)
     tensor.data_location = TensorProto.EXTERNAL
-    length = prod(shape) * _numpy(dtype).itemsize
+    length = prod(shape) * DTYPES[dtype].itemsize
     for key, value in (("location", DATA), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
     return tensor
@@ -487,7 +482,7 @@ def _pad(graph: Graph, op: Op) -> Value:
     value, widths = graph.value(op.args[0]), op.args[1]
     before, after = widths[0::2][::-1], widths[1::2][::-1]
     axes = range(len(value.shape) - len(before), len(value.shape))
-    fill = graph.constant(np.zeros((), _numpy(value.dtype)))
+    fill = graph.constant(np.zeros((), DTYPES[value.dtype]))
     vectors = [graph.constant(np.array(part, np.int64)) for part in ([*before, *after], list(axes))]
     if _option(op, 2, "mode", "constant") != "constant" or _option(op, 3, "value", 0.0):
         raise InputError(Fault("E_CAPTURE", "padding with anything but zeros", op.name))
@@ -533,7 +528,7 @@ def _operand(graph: Graph, argument: Any, like: Value) -> Value:
     return (
         graph.value(argument)
         if isinstance(argument, Ref)
-        else graph.constant(np.asarray(argument, _numpy(like.dtype)))
+        else graph.constant(np.asarray(argument, DTYPES[like.dtype]))
     )
 
 
@@ -640,7 +635,7 @@ def _group_norm(graph: Graph, op: Op) -> Value:
     kept = [0] if len(rest) > 1 else []
     grouped, back = ([0, count, -1, *kept] for count in (groups, channels))
     inner = (shape[0], groups, f"{channels // groups}*({rest[0]})", *rest[1:])
-    ones, zeros = (np.full(groups, fill, _numpy(value.dtype)) for fill in (1, 0))
+    ones, zeros = (np.full(groups, fill, DTYPES[value.dtype]) for fill in (1, 0))
     split = graph.emit("Reshape", [value, graph.constant(np.array(grouped, np.int64))], inner)
     operands = [split, graph.constant(ones), graph.constant(zeros)]
     normal = graph.emit("InstanceNormalization", operands, inner, epsilon=epsilon)
@@ -734,6 +729,7 @@ RULES: Mapping[str, Rule] = {
     "aten.arange.start": _arange,
     "aten.argmax.default": _argmax,
     "aten.cat.default": _concat,
+    "aten.concat.default": _concat,
     "aten.chunk.default": _chunk,
     "aten.conv2d.default": _convolve,
     "aten.cos.default": _unary("Cos"),

@@ -6,9 +6,10 @@ Whatever kills a build, no folder stands under the final name until it is whole.
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from ..specs.canonical import digest_file
 from ..specs.errors import Fault, SpecError
@@ -42,16 +43,24 @@ def transaction(target: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def records(folder: Path) -> list[FileRecord]:
-    """Return one record for every file that a manifest lists, sorted by path."""
+def records(folder: Path, known: Mapping[Path, tuple[str, int]] = MappingProxyType({})) -> list[FileRecord]:
+    """Return one record for every file that a manifest lists, sorted by path.
+
+    `known` are digests that were taken while files were written, with the files' times since then.
+    """
     files = sorted(
         (file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file()
     )
     return [
-        FileRecord(path=path, size=file.stat().st_size, sha256=digest_file(file))
+        FileRecord(path=path, size=file.stat().st_size, sha256=_digest(file, known))
         for path, file in files
         if path not in UNLISTED and not path.startswith(f"{ATTESTATIONS}/")
     ]
+
+
+def _digest(file: Path, known: Mapping[Path, tuple[str, int]]) -> str:
+    digest, time = known.get(file, ("", 0))
+    return digest if digest and file.stat().st_mtime_ns == time else digest_file(file)
 
 
 def sync(folder: Path) -> None:

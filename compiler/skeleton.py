@@ -5,11 +5,14 @@ computed: all forms of a component come from the same program.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-from .tensors import DTYPES
+import numpy as np
+
+from .program import Program
+from .tensors import CODES
 
 DATA = "model.onnx_data"
 OPSET = 20  # of graphs without weights, which every host takes
@@ -17,7 +20,8 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Packing = Literal["plain", "int8"]
 # Columns that share a scale in 8-bit weights: what onnxruntime's kernels are written for.
 BLOCK = 32
-SIZES: Mapping[str, int] = {dtype.name: dtype.itemsize for dtype in DTYPES.values()}
+# NumPy's types by the names that graphs and configs use.
+DTYPES: Mapping[str, np.dtype] = {dtype.name: dtype for dtype in CODES}
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,14 @@ PROFILES: Mapping[str, Profile] = {
     "cuda": Profile(20, "MultiHeadAttention", fused_norm=False),
     "tensorrt": Profile(23, "Attention", fused_norm=True),
 }
+ProfileName = Literal["cpu", "cuda", "tensorrt"]
 
 
 @dataclass(frozen=True)
 class Form:
     """One way to write a program down. Inputs and outputs keep the types that the interface says."""
 
-    profile: str = "cpu"
+    profile: ProfileName = "cpu"
     precision: Precision = "float32"
     packing: Packing = "plain"
 
@@ -70,8 +75,8 @@ class Binding:
     @property
     def size(self) -> int:
         """Size in bytes."""
-        count = prod(self.shape)
-        return count + count // self.block * SIZES[self.dtype] if self.block else count * SIZES[self.dtype]
+        count, width = prod(self.shape), DTYPES[self.dtype].itemsize
+        return count + count // self.block * width if self.block else count * width
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -81,11 +86,16 @@ class Binding:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A graph without weights, and the weights that it refers to, in the order of the data file."""
+    """A graph without weights, and the weights that it refers to, in the order of the data file.
+
+    `program` is what the graph computes: all forms of a component have the same.
+    """
 
     key: str
     graph: bytes
     weights: tuple[Binding, ...]
+    form: Form
+    program: Program = field(repr=False)
 
     @property
     def size(self) -> int:

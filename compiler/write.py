@@ -1,8 +1,9 @@
 """The one write pass: each tensor is read, computed, cast, shown to the observers, hashed, written, freed.
 
 Observers judge claims on what is written, in the orientation of the file that it came from, so a
-later cast cannot make a claim untrue. Tensors are computed side by side, a few at a time, and written
-in order: what a file holds does not depend on how many cores there are.
+later cast cannot make a claim untrue. Tensors that somebody edited are computed side by side, a few
+at a time; those that nobody touched go from file to file in pieces. Both are written in order: what a
+file holds depends neither on the cores nor on the memory of a machine.
 """
 
 import hashlib
@@ -18,35 +19,48 @@ import numpy as np
 
 from ..specs.canonical import merkle_root
 from ..specs.errors import Fault, InputError, raise_all
-from ..specs.manifest import ComponentRecord
+from ..specs.manifest import ComponentRecord, Evidence
 from .emit import Job
 from .ir import Pipeline
-from .tensors import Array, Tensor
+from .packing import packed_bytes
+from .rounding import rounded_up
+from .tensors import Array, Stored, Tensor, Tied
 from .threads import single_threaded
 
 # Tensors that are computed at a time. More would only wait for the disk.
 WORKERS = min(4, os.cpu_count() or 1)
+# Bytes that may wait to be written: one large matrix of SDXL in float32, or a few dozen small ones.
+AHEAD = 64 << 20
+PIECE = 4 << 20  # bytes of an untouched tensor that are in memory at a time
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write: its name in the pipeline, the type it is written in, and its orientation."""
+    """One tensor to write: its name in the pipeline, the type it is written in, and its arrangement.
+
+    `transposed` exchanges the axes of a matrix; `block` packs its rows into 8-bit numbers, see packing.py.
+    """
 
     name: str
     tensor: Tensor
     dtype: np.dtype
     transposed: bool = False
+    block: int = 0
 
 
 @dataclass(frozen=True)
 class Computed:
-    """One tensor as it goes to the file: `values` as stored in the source's layout, `data` as written."""
+    """One tensor as it goes to the file: `values` as they count in the source's layout, `data` as written.
+
+    `loss` is how far packing moved the values, ||written - given|| / ||given||.
+    """
 
     entry: Entry
     values: Array
     data: Array
     sha256: str
     changed: bool
+    loss: float | None
 
 
 @dataclass
@@ -55,7 +69,9 @@ class WritePass:
 
     pipeline: Pipeline
     job: Job
+    author: str = ""
     _shown: set[str] = field(default_factory=set)
+    _losses: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write(
         self, component: str, file: Path, root: Path, entries: Sequence[Entry], start: bytes = b""
@@ -66,13 +82,20 @@ class WritePass:
         """
         leaves, changed = [], []
         with file.open("xb") as stream:
-            stream.write(start)
-            for computed in self._computed(entries):
-                _put(stream, computed.data)
-                self._show(computed.entry.name, computed.values)
-                leaves.append((computed.entry.name, computed.sha256))
-                changed += [computed.entry.name] if computed.changed else []
-                self._advance(component, computed.entry)
+            output = _Output(stream)
+            output.put(start)
+            for step in self._steps(entries):
+                if isinstance(step, Computed):
+                    output.put(_bytes(step.data).data)
+                    self._show(step.entry.name, step.values)
+                    leaves.append((step.entry.name, step.sha256))
+                    changed += [step.entry.name] if step.changed else []
+                    self._keep_loss(component, step)
+                    self._advance(component, step.entry)
+                else:
+                    leaves.append((step.name, output.copy(step)))
+                    self._advance(component, step)
+        self.job.ledger.digests[file] = output.whole.hexdigest(), file.stat().st_mtime_ns
         return ComponentRecord(
             name=component,
             weights=file.relative_to(root).as_posix(),
@@ -80,6 +103,12 @@ class WritePass:
             merkle_root=merkle_root(leaves),
             changed=sorted(changed),
         )
+
+    def review(self, entries: Sequence[Entry]) -> None:
+        """Show observers tensors that another target of the build has written alike."""
+        for entry in entries:
+            if self._is_asked(entry.name):
+                self._show(entry.name, self._compute(entry).values)
 
     def finish(self) -> None:
         """Show what observers asked for and no graph holds, such as a buffer of a text encoder.
@@ -100,32 +129,60 @@ class WritePass:
             if name not in self._shown:
                 self._show(name, self.pipeline.tensors[name].read())
 
-    def _computed(self, entries: Sequence[Entry]) -> Iterator[Computed]:
-        """Compute tensors in order, a bounded number ahead of the one that is written."""
-        ahead: deque[Future[Computed]] = deque()
+    def rounding(self, label: str = "") -> list[Evidence]:
+        """Return how far 8-bit packing moved the worst tensor of each component."""
+        return [
+            _rounding_evidence(f"{label}{component}", losses, self.author)
+            for component, losses in self._losses.items()
+        ]
+
+    def _steps(self, entries: Sequence[Entry]) -> Iterator[Computed | Entry]:
+        """Yield what to write, in order; what is computed runs a bounded number of bytes ahead."""
+        ahead: deque[tuple[int, Future[Computed] | Entry]] = deque()
         with single_threaded(), ThreadPoolExecutor(WORKERS) as pool:
             for entry in entries:
-                ahead.append(pool.submit(self._compute, entry))
-                if len(ahead) > WORKERS:
-                    yield ahead.popleft().result()
+                untouched = self._is_untouched(entry)
+                size = 0 if untouched else _size(entry)
+                while ahead and (sum(taken for taken, _ in ahead) + size > AHEAD or len(ahead) > 64):
+                    yield _done(ahead.popleft()[1])
+                ahead.append((size, entry if untouched else pool.submit(self._compute, entry)))
             while ahead:
-                yield ahead.popleft().result()
+                yield _done(ahead.popleft()[1])
+
+    def _is_untouched(self, entry: Entry) -> bool:
+        """Whether a tensor goes from file to file: it is the source's, and nobody looks at it."""
+        plain = not entry.transposed and not entry.block and not self._is_asked(entry.name)
+        same = self.job.source.tensors.get(entry.name) is entry.tensor
+        return plain and same and _stored(entry.tensor) is not None
+
+    def _is_asked(self, name: str) -> bool:
+        return name not in self._shown and any(name in watch.observer.names for watch in self.job.watches)
 
     def _compute(self, entry: Entry) -> Computed:
-        values = _cast(entry.tensor.read(), entry.dtype)
-        data = np.ascontiguousarray(values.T) if entry.transposed else values
-        return Computed(
-            entry, values, data, hashlib.sha256(_bytes(data).data).hexdigest(), self._changed(entry, values)
-        )
+        given = entry.tensor.read()
+        loss = None
+        if entry.block:
+            data, values = packed_bytes(given, entry.block, entry.dtype)
+            loss = _distance(values, given)
+        else:
+            values = _cast(given, entry.dtype)
+            data = np.ascontiguousarray(values.T) if entry.transposed else values
+        digest = hashlib.sha256(_bytes(data).data).hexdigest()
+        return Computed(entry, values, data, digest, self._changed(entry, data), loss)
 
-    def _changed(self, entry: Entry, values: Array) -> bool:
-        """Whether the tensor as written differs from the source's, cast alike."""
+    def _changed(self, entry: Entry, data: Array) -> bool:
+        """Whether the tensor as written differs from the source's, written alike."""
         source = self.job.source.tensors.get(entry.name)
         if source is entry.tensor:
             return False
         if source is None or source.shape != entry.tensor.shape:
             return True
-        return not np.array_equal(_bytes(_cast(source.read(), entry.dtype)), _bytes(values))
+        if entry.block:
+            before, _ = packed_bytes(source.read(), entry.block, entry.dtype)
+        else:
+            before = _cast(source.read(), entry.dtype)
+            before = before.T if entry.transposed else before
+        return not np.array_equal(_bytes(np.ascontiguousarray(before)), _bytes(data))
 
     def _show(self, name: str, values: Array) -> None:
         """Show a tensor to the observers that ask for it; one that a pass added had no elements before."""
@@ -138,10 +195,81 @@ class WritePass:
                 found = np.empty(0, values.dtype) if before is None else before.read()
                 watch.observer.see(name, found, values)
 
+    def _keep_loss(self, component: str, computed: Computed) -> None:
+        if computed.loss is not None:
+            self._losses.setdefault(component, {})[computed.entry.name] = computed.loss
+
     def _advance(self, component: str, entry: Entry) -> None:
         self.job.advance(
             component, int(np.prod(entry.tensor.shape, dtype=np.int64)) * entry.tensor.dtype.itemsize
         )
+
+
+class _Output:
+    """A file that is written once, and the digest of all of it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.whole = hashlib.sha256()
+
+    def put(self, data: bytes | memoryview) -> None:
+        self.whole.update(data)
+        self._stream.write(data)
+
+    def copy(self, entry: Entry) -> str:
+        """Write an untouched tensor piece by piece; return its own digest."""
+        stored = _stored(entry.tensor)
+        assert stored is not None
+        own = hashlib.sha256()
+        with stored.file.open("rb") as source:
+            source.seek(stored.offset)
+            left = stored.size
+            while left:
+                piece = source.read(min(PIECE, left))
+                if not piece:
+                    raise InputError(Fault("E_FILE", "ends before its tensors do", str(stored.file)))
+                left -= len(piece)
+                data = _bytes(_cast(np.frombuffer(piece, stored.dtype), entry.dtype)).data
+                own.update(data)
+                self.put(data)
+        return own.hexdigest()
+
+
+def _stored(tensor: Tensor) -> Stored | None:
+    """Return the range of a file that a tensor is, under whatever name."""
+    while isinstance(tensor, Tied):
+        tensor = tensor.source
+    return tensor if isinstance(tensor, Stored) else None
+
+
+def _done(step: Future[Computed] | Entry) -> Computed | Entry:
+    return step.result() if isinstance(step, Future) else step
+
+
+def _size(entry: Entry) -> int:
+    """Return the bytes that a computed tensor takes: as read, and as written."""
+    count = int(np.prod(entry.tensor.shape, dtype=np.int64))
+    return count * (entry.tensor.dtype.itemsize + entry.dtype.itemsize)
+
+
+def _distance(values: Array, given: Array) -> float:
+    wide, wanted = values.astype(np.float64), given.astype(np.float64)
+    norm = float(np.linalg.norm(wanted))
+    return float(np.linalg.norm(wide - wanted)) / norm if norm else 0.0
+
+
+def _rounding_evidence(subject: str, losses: dict[str, float], author: str) -> Evidence:
+    worst = max(sorted(losses), key=losses.__getitem__)
+    return Evidence(
+        kind="static",
+        claim="8-bit weights",
+        subject=subject,
+        value=rounded_up(losses[worst]),
+        unit="relative error",
+        count=len(losses),
+        produced_by=author,
+        details={"worst": worst},
+    )
 
 
 def _cast(values: Array, dtype: np.dtype) -> Array:
@@ -151,7 +279,3 @@ def _cast(values: Array, dtype: np.dtype) -> Array:
 def _bytes(values: Array) -> Array:
     """Return the elements as bytes, without a copy."""
     return values.reshape(-1).view(np.uint8)
-
-
-def _put(stream: BinaryIO, values: Array) -> None:
-    stream.write(_bytes(values).data)

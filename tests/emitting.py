@@ -11,7 +11,8 @@ from retouch.compiler.emit import Emitted, Emitter, Job, Watch
 from retouch.compiler.interfaces import Interface, interfaces
 from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
-from retouch.compiler.skeleton import DATA, Skeleton
+from retouch.compiler.parity import Emission
+from retouch.compiler.skeleton import DATA, DTYPES, Skeleton
 from retouch.compiler.tensors import Array, Edited, Tensor, Tied
 from retouch.specs.manifest import Evidence
 
@@ -63,12 +64,18 @@ def written(folder: Path, skeleton: Skeleton, name: str) -> Array:
     offset = 0
     for binding in skeleton.weights:
         if binding.name == name:
-            data = np.fromfile(folder / DATA, binding.dtype, int(np.prod(binding.shape)), offset=offset)
+            count = int(np.prod(binding.shape))
+            data = np.fromfile(folder / DATA, DTYPES[binding.dtype], count, offset=offset)
             if binding.transposed:
                 return data.reshape(binding.stored[::-1]).T
             return data.reshape(binding.stored)
         offset += binding.size
     raise KeyError(name)
+
+
+def emissions(pipeline: Pipeline, cache: Path, folder: Path) -> list[Emission]:
+    """Return the graphs of an emitted artefact."""
+    return [Emission(*graph, folder / graph[0].folder) for graph in graphs(pipeline, cache).values()]
 
 
 class Recorder:

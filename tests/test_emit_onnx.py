@@ -10,16 +10,16 @@ import diffusers
 import numpy as np
 import onnx
 import pytest
-from emitting import KEY, Recorder, added, edited, emit, graphs, load, written
+from emitting import KEY, Recorder, added, edited, emissions, emit, graphs, load, written
 
-from retouch.compiler.skeleton import Skeleton
 from retouch.compiler.emit import Emitted, Watch
 from retouch.compiler.emit.onnx import Onnx
 from retouch.compiler.interfaces import NEGATIVE, Interface
 from retouch.compiler.ir import GraphEdit, Pipeline
+from retouch.compiler.modules import load_module
 from retouch.compiler.parity import (
+    Emission,
     example_inputs,
-    load_module,
     measure_parity,
     relative_error,
     rounded_up,
@@ -74,10 +74,10 @@ def test_the_layout_is_that_of_a_diffusers_onnx_pipeline(artefact: Path) -> None
 def test_parity_with_torch(
     pipeline: Pipeline, artefact: Path, skeletons: Path, folder: str, batch: int, scale: int
 ) -> None:
-    interface, skeleton = graphs(pipeline, skeletons)[folder]
+    interface, _ = graphs(pipeline, skeletons)[folder]
     inputs = example_inputs(interface, batch, scale)
     measured = run_graph(artefact / folder / "model.onnx", interface, inputs)
-    expected = run_module(load_module(interface, skeleton, artefact), interface, inputs)
+    expected = run_module(load_module(pipeline, interface.component.name), interface, inputs)
     assert relative_error(measured, expected) < 1e-5
     for port in interface.outputs:
         assert measured[port.name].shape == expected[port.name].shape
@@ -266,28 +266,22 @@ def test_missing_and_misshapen_tensors_are_named_together(
     }
 
 
-def measured(
-    pipeline: Pipeline, folder: Path, found: dict[str, tuple[Interface, Skeleton]]
-) -> dict[str, bool]:
-    evidence = measure_parity(pipeline, found.values(), folder, "onnx")
-    return {each.subject: bool(each.passed) for each in evidence}
+def measured(pipeline: Pipeline, found: list[Emission]) -> dict[str, bool]:
+    return {each.subject: bool(each.passed) for each in measure_parity(pipeline, found, "onnx")}
 
 
 def test_parity_is_measured_for_every_graph(pipeline: Pipeline, artefact: Path, skeletons: Path) -> None:
-    found = graphs(pipeline, skeletons)
-    assert measured(pipeline, artefact, found) == dict.fromkeys([*FOLDERS, "unet/guided"], True)
+    found = emissions(pipeline, skeletons, artefact)
+    assert measured(pipeline, found) == dict.fromkeys([*FOLDERS, "unet/guided"], True)
 
 
-def test_parity_fails_when_graph_and_module_read_different_weights(
+def test_parity_fails_when_two_weights_were_exchanged(
     pipeline: Pipeline, artefact: Path, skeletons: Path
 ) -> None:
-    interface, skeleton = graphs(pipeline, skeletons)["unet"]
-    exchanged = {"conv_norm_out.weight": "conv_norm_out.bias", "conv_norm_out.bias": "conv_norm_out.weight"}
-    weights = tuple(
-        replace(binding, name=exchanged.get(binding.name, binding.name)) for binding in skeleton.weights
-    )
-    broken = {"unet": (interface, replace(skeleton, weights=weights))}
-    assert measured(pipeline, artefact, broken) == {"unet": False, "unet/guided": False}
+    scale, shift = (f"unet.conv_norm_out.{name}" for name in ("weight", "bias"))
+    tensors = {scale: pipeline.tensors[shift], shift: pipeline.tensors[scale]}
+    (found,) = (each for each in emissions(pipeline, skeletons, artefact) if each.folder.name == "unet")
+    assert measured(pipeline.with_tensors(tensors), [found]) == {"unet": False, "unet/guided": False}
 
 
 def test_the_emission_says_what_it_measured(pipeline: Pipeline, skeletons: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ tensor is read, cast, shown to the observers, hashed, written and freed.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,11 +32,31 @@ def _no_task(label: str, total: int) -> Callable[[int], None]:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A data file: what its bytes depend on beside the tensors, and its record."""
+
+    layout: object
+    record: ComponentRecord
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the targets of one build have written: data files that graphs may share, digests of files.
+
+    A digest was taken while its file was written, and holds for that modification time, in ns.
+    """
+
+    files: dict[Path, Written] = field(default_factory=dict)
+    digests: dict[Path, tuple[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Job:
     """What an emitter needs beside the pipeline.
 
     `source` is the pipeline as loaded, to tell which tensors changed; `advance` reports bytes written
     to the progress bar; `cache` is a folder for captured graphs; `task` opens a progress bar of its own.
+    `ledger` is what the targets of one build have written.
     """
 
     source: Pipeline
@@ -44,6 +64,7 @@ class Job:
     advance: Callable[[str, int], None]
     cache: Path
     task: Callable[[str, int], Callable[[int], None]] = _no_task
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 @dataclass(frozen=True)

@@ -1,81 +1,213 @@
 """ONNX, one graph a component: the artefact's own layout, which other ONNX hosts open as it is."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-import numpy as np
+from pydantic import Field
 
 from ...specs.canonical import canonical
-from ...specs.errors import Fault, InputError, raise_all
+from ...specs.errors import Fault, InputError, SpecError, raise_all
 from ...specs.manifest import ComponentRecord
 from ..capture import skeleton_of
 from ..graph_edits import INSIDE
-from ..interfaces import BAKED, Interface, interfaces
+from ..interfaces import BAKED, Interface, Port, interfaces
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
-from ..parity import measure_parity
-from ..skeleton import DATA, Skeleton
+from ..parity import Emission, measure_parity
+from ..skeleton import DATA, DTYPES, Form, Packing, Precision, ProfileName, Skeleton
 from ..tensors import Tensor
 from ..write import Entry, WritePass
-from . import Emitted, Emitter, Job
+from . import Emitted, Emitter, Job, Written
 
 # Graph edits that this emitter carries out, around the denoiser's own graph or inside it.
 EDITS = frozenset({"baked_negative"}) | INSIDE
+Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="HEIGHTxWIDTH, pixels")]
+INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
 class Onnx(Emitter):
     """Writes model.onnx and model.onnx_data for each component, the guidance graphs and sampling.json.
 
-    `parity` runs every graph against its torch module and records the difference.
+    `profile` says for which host: onnxruntime on a CPU or on CUDA, or TensorRT. `precision` is that of
+    the text encoders and the denoiser; autoencoders overflow in float16, so theirs is set apart. Inputs
+    and outputs stay float32. `weights: int8` stores the matrices of linear layers in 8 bits.
+
+    Height and width are the caller's, unless `size` fixes them; for each of `sizes` there is one more
+    graph, `model.HEIGHTxWIDTH.onnx`, that reads the same weights.
+
+    `parity` runs every graph against its torch operations and records the difference.
     """
 
-    profile: Literal["cpu"] = "cpu"
-    precision: Literal["float32"] = "float32"
+    profile: ProfileName = "cpu"
+    precision: Precision = "float32"
+    vae_precision: Precision = "float32"
+    weights: Packing = "plain"
+    size: Size | None = None
+    sizes: Annotated[tuple[Size, ...], Field(max_length=16)] = ()
     parity: bool = True
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
-        _check_edits(pipeline.graph_edits)
-        writing = WritePass(pipeline, job)
-        graphs = [
-            (interface, skeleton_of(interface, pipeline.graph_edits, job.cache))
-            for interface in interfaces(pipeline)
+        self._check(pipeline)
+        graphs = [(each, self._skeleton(pipeline, each, job.cache)) for each in interfaces(pipeline)]
+        place, suffix = self._place(folder, graphs, job)
+        writing = WritePass(pipeline, job, self.name)
+        records = [
+            self._write_graph(writing, interface, skeleton, place / interface.folder, suffix, folder)
+            for interface, skeleton in graphs
         ]
-        records = [_write_graph(writing, interface, skeleton, folder) for interface, skeleton in graphs]
         writing.finish()
-        write_layout(pipeline, folder)
-        table = pipeline.sampling.table().model_dump(mode="json", by_alias=True)
-        (folder / "sampling.json").write_bytes(canonical(table) + b"\n")
-        evidence = measure_parity(pipeline, graphs, folder, self.name) if self.parity else ()
-        return Emitted(tuple(records), tuple(evidence))
+        if not suffix:
+            _write_rest(pipeline, place)
+        emitted = [Emission(*graph, place / graph[0].folder, suffix) for graph in graphs]
+        label = "" if place == folder and not suffix else f"{self.label()}/"
+        measured = measure_parity(pipeline, emitted, self.name, label) if self.parity else []
+        return Emitted(tuple(records), (*writing.rounding(label), *measured))
+
+    # -- what is written ---------------------------------------------------------------------------
+
+    def form(self, role: str) -> Form:
+        """Return the form of the graphs of a role."""
+        if role == "vae":
+            return Form(self.profile, self.vae_precision)
+        return Form(self.profile, self.precision, self.weights)
+
+    def label(self) -> str:
+        """Return what tells this target from another one of the same emitter."""
+        packing = "" if self.weights == "plain" else f"-{self.weights}"
+        return f"{self.profile}-{self.precision}{packing}"
+
+    def _skeleton(
+        self, pipeline: Pipeline, interface: Interface, cache: Path, size: str | None = None
+    ) -> Skeleton:
+        wanted = size or self.size
+        declared = None if wanted is None else fixed(interface, wanted, _cell(pipeline))
+        form = self.form(interface.component.role)
+        return skeleton_of(interface, pipeline.graph_edits, cache, form, declared)
+
+    def _place(
+        self, folder: Path, graphs: Sequence[tuple[Interface, Skeleton]], job: Job
+    ) -> tuple[Path, str]:
+        """Return where this target goes, and what its graphs' names end in.
+
+        The first target of a build takes the folder. A further one with the same weights puts its
+        graphs beside them; any other gets a folder of its own inside, with everything that hosts need.
+
+        Raises:
+            SpecError: another target of the spec is already there.
+        """
+        if not (folder / INDEX).exists():
+            return folder, ""
+        written = [job.ledger.files.get(folder / interface.folder / DATA) for interface, _ in graphs]
+        alike = all(
+            there is not None and there.layout == skeleton.layout
+            for there, (_, skeleton) in zip(written, graphs, strict=True)
+        )
+        place, suffix = (folder, f".{self.profile}") if alike else (folder / self.label(), "")
+        taken = any((place / interface.folder / f"model{suffix}.onnx").exists() for interface, _ in graphs)
+        if taken or (alike and self.profile == "cpu"):
+            message = f"two targets `{self.name}` of the spec are alike: {self.label()}"
+            raise SpecError(Fault("E_TARGET_TWICE", message, "emit", "leave one of them out"))
+        place.mkdir(exist_ok=True)
+        return place, suffix
+
+    def _write_graph(
+        self,
+        writing: WritePass,
+        interface: Interface,
+        skeleton: Skeleton,
+        place: Path,
+        suffix: str,
+        root: Path,
+    ) -> ComponentRecord:
+        """Write one graph's folder: the skeleton as it is, the data file, and the config."""
+        place.mkdir(exist_ok=bool(suffix))
+        entries = bind(writing.pipeline, interface, skeleton)
+        (place / f"model{suffix}.onnx").write_bytes(skeleton.graph)
+        for size in self.sizes if interface.component.role != "text" else ():
+            graph = self._skeleton(writing.pipeline, interface, writing.job.cache, size).graph
+            (place / f"model{suffix}.{size}.onnx").write_bytes(graph)
+        if interface.component.role == "denoiser":
+            entries += _write_guidance(writing.pipeline, interface, skeleton, place, suffix)
+        if suffix:
+            writing.review(entries)
+            return writing.job.ledger.files[place / DATA].record
+        write_config(interface.component, place)
+        record = writing.write(interface.folder, place / DATA, root, entries)
+        writing.job.ledger.files[place / DATA] = Written(skeleton.layout, record)
+        return record
+
+    def _check(self, pipeline: Pipeline) -> None:
+        """Refuse what would be left out in silence, and what the host cannot read; all of it."""
+        raise_all(InputError, _unknown_edits(pipeline.graph_edits))
+        cell = _cell(pipeline)
+        faults = []
+        if self.weights == "int8" and self.profile == "tensorrt":
+            hint = "TensorRT reads standard operators only: leave `weights` out, or choose another profile"
+            faults.append(Fault("E_PROFILE", "8-bit weights are an operator of onnxruntime", "weights", hint))
+        for interface in interfaces(pipeline):
+            sizes = [*([self.size] if self.size else []), *self.sizes]
+            faults += [fault for size in sizes for fault in _uneven(interface, size, cell)]
+        raise_all(SpecError, faults)
 
 
-def _check_edits(edits: Iterable[GraphEdit]) -> None:
-    """Refuse what would be left out in silence."""
-    faults = [
+def _unknown_edits(edits: Iterable[GraphEdit]) -> list[Fault]:
+    return [
         Fault(
             "E_GRAPH_EDIT", f"the emitter `onnx` does not know the graph edit `{edit.name}`", edit.component
         )
         for edit in edits
         if edit.name not in EDITS
     ]
-    raise_all(InputError, faults)
 
 
-def _write_graph(
-    writing: WritePass, interface: Interface, skeleton: Skeleton, folder: Path
-) -> ComponentRecord:
-    """Write one graph's folder: the skeleton as it is, the data file, and the config."""
-    place = folder / interface.folder
-    place.mkdir()
-    entries = bind(writing.pipeline, interface, skeleton)
-    (place / "model.onnx").write_bytes(skeleton.graph)
-    write_config(interface.component, place)
+# ---------------------------------------------------------------------------------------------------
+# Sizes: pixels -> what each graph's dimensions are
+
+
+def fixed(interface: Interface, size: str, cell: int) -> Interface:
+    """Return an interface whose images are `HEIGHTxWIDTH` pixels; `cell` is a latent cell in pixels."""
+    known = _dimensions(interface, size, cell)
+
+    def fix(port: Port) -> Port:
+        return replace(port, shape=tuple(known.get(str(size), size) for size in port.shape))
+
+    inputs, outputs = (tuple(map(fix, ports)) for ports in (interface.inputs, interface.outputs))
+    return replace(interface, inputs=inputs, outputs=outputs)
+
+
+def _dimensions(interface: Interface, size: str, cell: int) -> Mapping[str, int]:
+    """Return the numbers of an interface's dimensions: a denoiser counts latent cells, a VAE both."""
+    height, width = map(int, size.split("x"))
+    latent = {"latent_height": height // cell, "latent_width": width // cell}
     if interface.component.role == "denoiser":
-        entries += _write_guidance(writing.pipeline, interface, skeleton, place)
-    return writing.write(interface.folder, place / DATA, folder, entries)
+        return {"height": height // cell, "width": width // cell}
+    return {**latent, "height": height, "width": width}
+
+
+def _uneven(interface: Interface, size: str, cell: int) -> list[Fault]:
+    """Return what is wrong with a size: a denoiser takes multiples of what it halves."""
+    multiple = cell * interface.multiple
+    if interface.component.role != "denoiser" or all(int(part) % multiple == 0 for part in size.split("x")):
+        return []
+    return [Fault("E_SIZE", f"{size} pixels, expected multiples of {multiple}", "size")]
+
+
+def _cell(pipeline: Pipeline) -> int:
+    return pipeline.sampling.table().latent.downscale
+
+
+# ---------------------------------------------------------------------------------------------------
+# Weights and guidance
+
+
+def _write_rest(pipeline: Pipeline, place: Path) -> None:
+    """Write what the folder holds beside graphs."""
+    write_layout(pipeline, place)
+    table = pipeline.sampling.table().model_dump(mode="json", by_alias=True)
+    (place / "sampling.json").write_bytes(canonical(table) + b"\n")
 
 
 def bind(pipeline: Pipeline, interface: Interface, skeleton: Skeleton) -> list[Entry]:
@@ -96,12 +228,14 @@ def bind(pipeline: Pipeline, interface: Interface, skeleton: Skeleton) -> list[E
             message = f"shape {list(tensor.shape)}, the config asks for {list(weight.stored)}"
             faults.append(Fault("E_TENSOR_SHAPE", message, full))
         else:
-            entries.append(Entry(full, tensor, np.dtype(weight.dtype), weight.transposed))
+            entries.append(Entry(full, tensor, DTYPES[weight.dtype], weight.transposed, weight.block))
     raise_all(InputError, faults)
     return entries
 
 
-def _write_guidance(pipeline: Pipeline, interface: Interface, skeleton: Skeleton, place: Path) -> list[Entry]:
+def _write_guidance(
+    pipeline: Pipeline, interface: Interface, skeleton: Skeleton, place: Path, suffix: str
+) -> list[Entry]:
     """Write combine.onnx and guided.onnx; return the tensors that only the latter needs."""
     from ..combine import Baked, combine_graph, guided_graph
 
@@ -112,11 +246,10 @@ def _write_guidance(pipeline: Pipeline, interface: Interface, skeleton: Skeleton
         baked.append(Baked(name, offset, tensor.shape))
     table = pipeline.sampling.table()
     (place / "combine.onnx").write_bytes(combine_graph(int(interface.component.config["out_channels"])))
-    (place / "guided.onnx").write_bytes(guided_graph(skeleton, table, baked))
+    (place / f"guided{suffix}.onnx").write_bytes(guided_graph(skeleton, table, baked))
     component = interface.component.name
     return [
-        Entry(f"{component}.{BAKED[name]}", tensor, np.dtype(np.float32))
-        for name, tensor in negatives.items()
+        Entry(f"{component}.{BAKED[name]}", tensor, DTYPES["float32"]) for name, tensor in negatives.items()
     ]
 
 
