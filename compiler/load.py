@@ -23,6 +23,7 @@ __all__ = [
     "MODEL_ROLES",
     "load_pipeline",
     "open_source",
+    "pipeline_of",
     "read_json",
     "source_files",
     "source_folder",
@@ -43,7 +44,7 @@ def open_source(
         SpecError: the source is none of the kinds, or a key of it does not belong to its kind.
         InputError: a file is missing, malformed, a pickle, or of a kind that is not supported.
     """
-    return _pipeline(_open(source, spec_folder), sampler, steps, guidance_scale)
+    return pipeline_of(_open(source, spec_folder), sampler, steps, guidance_scale)
 
 
 def load_pipeline(folder: Path, sampler: str, steps: int, guidance_scale: float | None = None) -> Pipeline:
@@ -53,7 +54,7 @@ def load_pipeline(folder: Path, sampler: str, steps: int, guidance_scale: float 
         InputError: a file is missing, malformed, a pickle, or of a class that is not supported.
         SpecError: the sampler is unknown.
     """
-    return _pipeline(open_folder(folder), sampler, steps, guidance_scale)
+    return pipeline_of(open_folder(folder), sampler, steps, guidance_scale)
 
 
 def source_folder(model: str, spec_folder: Path) -> Path:
@@ -121,7 +122,13 @@ def _no_source(model: str, place: Path) -> SpecError:
     return SpecError(Fault("E_SOURCE", f"`{model}`: no file or folder `{place}`", "source.model", hint))
 
 
-def _pipeline(opened: Opened, sampler: str, steps: int, guidance_scale: float | None) -> Pipeline:
+def pipeline_of(opened: Opened, sampler: str, steps: int, guidance_scale: float | None = None) -> Pipeline:
+    """Return a pipeline of what was opened, with the sampling of its scheduler.
+
+    Raises:
+        InputError: the scheduler's config asks for what no table reproduces, or another lacks a size.
+        SpecError: the sampler is unknown.
+    """
     pipeline = Pipeline(
         family=opened.family,
         components=MappingProxyType(dict(opened.components)),

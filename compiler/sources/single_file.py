@@ -39,7 +39,7 @@ from .tokenizers import SIZE, clip_folder, is_tokenizer
 # The tensors that tell models apart: what a denoiser's first convolution and its cross-attention read.
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 KEYS = "model.diffusion_model.*.attn2.to_k.weight"
-TOKENS = "text_model.embeddings.token_embedding.weight"
+TOKENS = "embeddings.token_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def _published(header: Header, file: Path, prediction: str | None) -> PublicMode
         return fitting[0]
     said = prediction or _said(header)
     for model in fitting:
-        if said == _scheduler(model)["prediction_type"]:
+        if said == _predicts(model):
             return model
-    names = " or ".join(f"{model.config} ({_scheduler(model)['prediction_type']})" for model in fitting)
+    names = " or ".join(f"{model.config} ({_predicts(model)})" for model in fitting)
     hint = (
         "add `prediction: epsilon` (512 pixels) or `prediction: v_prediction` (768 pixels) under `source`; "
         "the model's page or the .yaml beside the file says which (`parameterization: v`)"
@@ -104,8 +104,10 @@ def _published(header: Header, file: Path, prediction: str | None) -> PublicMode
     raise InputError(Fault("E_PREDICTION", message, str(file), hint))
 
 
-def _scheduler(model: PublicModel) -> dict[str, Any]:
-    return read_json(published_folder(model.config) / "scheduler" / "scheduler_config.json")
+def _predicts(model: PublicModel) -> str:
+    """Return what a published model's denoiser predicts; noise is what configs mean by leaving it out."""
+    scheduler = read_json(published_folder(model.config) / "scheduler" / "scheduler_config.json")
+    return scheduler.get("prediction_type", "epsilon")
 
 
 def _shape(header: Header, file: Path) -> tuple[int, int]:
@@ -155,7 +157,7 @@ def _read(
     for name, part in sorted(layout.parts.items()):
         prefix = reading.prefix(part)
         if name in given.components:
-            reading.leave(f"{prefix}*")
+            reading.leave(*(f"{start}*" for start in part.prefixes))
             tensors |= given_tensors(given.components[name], components[name])
         elif prefix:
             reading.take(components[name], part, prefix)
@@ -173,7 +175,7 @@ def _tokenizers(
     places, faults = {}, []
     for encoder in family.text_encoders:
         name = encoder.tokenizer
-        known = tensors[f"{encoder.component}.{TOKENS}"].shape[0]
+        known = _known_tokens(tensors, encoder.component)
         if given.tokenizer is not None:
             places[name] = tokenizer_place(given.tokenizer, name, alone=len(family.text_encoders) == 1)
         elif is_tokenizer(configs / name):
@@ -186,6 +188,12 @@ def _tokenizers(
             faults.append(Fault("E_TOKENIZER", message, str(file), hint))
     raise_all(InputError, faults)
     return places
+
+
+def _known_tokens(tensors: Mapping[str, Tensor], encoder: str) -> int:
+    """Return how many tokens a text encoder has a vector for."""
+    spellings = (f"{encoder}.text_model.{TOKENS}", f"{encoder}.{TOKENS}")
+    return next((tensors[name].shape[0] for name in spellings if name in tensors), 0)
 
 
 def _said(header: Header) -> str | None:

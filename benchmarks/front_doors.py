@@ -1,0 +1,87 @@
+"""How long does it take to open a checkpoint, and how much memory? From a single file to a plan.
+
+    python -m benchmarks.front_doors
+
+Writes each published model as one fp16 file of true size (a real header, a hole for the data), then runs
+`retouch plan` on a spec that erases a concept, several times; prints the median of seconds and the
+largest peak of memory, of the whole process with its start, and writes results/front_doors.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks._hollow import hollow_pipeline, write_hollow
+from retouch.compiler.headers import read_header
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = ("stable-diffusion-v1-5", "stable-diffusion-2-1", "stable-diffusion-xl-base-1.0")
+SPEC = """schema: 1
+name: front-doors
+version: "1"
+source: {{model: {model}, prediction: {prediction}}}
+edits:
+  - erase_concepts: {{concepts: [{{name: the nike logo, towards: a cloud}}]}}
+sampling: {{sampler: euler, steps: 20}}
+emit:
+  - onnx: {{}}
+"""
+# ru_maxrss is in KiB on Linux and in bytes on macOS.
+UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+@click.command()
+@click.option("--runs", default=5, help="Plans of each model.")
+def main(runs: int) -> None:
+    """Open checkpoints of true size."""
+    table = Table("model", "file, GB", "tensors", "plan, s", "peak, MB")
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for model in MODELS:
+            results[model] = measure(model, Path(name), runs)
+            table.add_row(model, *(str(value) for value in results[model].values()))
+    Console().print(table)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "front_doors.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+
+
+def measure(model: str, folder: Path, runs: int) -> dict[str, Any]:
+    """Write a model and plan with it `runs` times, after once to warm the file system's cache."""
+    pipeline = hollow_pipeline(model)
+    file = write_hollow(pipeline, folder / f"{model}.safetensors")
+    spec = folder / f"{model}.yaml"
+    spec.write_text(SPEC.format(model=file.name, prediction=pipeline.sampling.schedule.prediction))
+    timed = [plan(spec, folder / "cache") for _ in range(runs + 1)][1:]
+    return {
+        "file_gb": round(file.stat().st_size / 1e9, 2),
+        "tensors": len(read_header(file).tensors),
+        "seconds": round(median(seconds for seconds, _ in timed), 2),
+        "peak_mb": round(max(peak for _, peak in timed) / 1e6),
+    }
+
+
+def plan(spec: Path, cache: Path) -> tuple[float, int]:
+    """Run `retouch plan` and return (seconds, peak memory in bytes) of its process."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "retouch.runtime.cli", "plan", str(spec), "--json"]
+    environment = {**os.environ, "RETOUCH_CACHE": str(cache)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise click.ClickException(f"`retouch plan {spec}` failed with {process.returncode}")
+    return time.perf_counter() - started, usage.ru_maxrss * UNIT
+
+
+if __name__ == "__main__":
+    main()
