@@ -124,6 +124,7 @@ FORMS = (
 # What a key says that belongs to something else, and why that is refused.
 NEEDS_THE_WEIGHT = "its formula needs the weight itself, and tools disagree on what its strength means"
 REFUSED: Mapping[str, tuple[str, str]] = {
+    "model.diffusion_model.": ("a whole checkpoint", "name it as `source.model`"),
     "lora_magnitude_vector": ("DoRA", NEEDS_THE_WEIGHT),
     "dora_scale": ("DoRA", NEEDS_THE_WEIGHT),
     "hada_t": ("LoHa with Tucker cores", "files by LyCORIS up to 1.9 hold another formula and do not say so"),
@@ -147,7 +148,6 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "image_proj.": ("IP-Adapter", "it adds an input to the denoiser"),
     "emb_params": ("textual inversion", "it adds words, not weights"),
     "bundle_emb.": ("textual inversion inside a LoRA", "it adds words, not weights"),
-    "model.diffusion_model.": ("a whole checkpoint", "name it as `source.model`"),
     "lora_te3_": ("an adapter of another family (Stable Diffusion 3, Flux)", ""),
     "joint_blocks": ("an adapter of another family (Stable Diffusion 3)", ""),
     "double_blocks": ("an adapter of another family (Flux)", ""),
