@@ -7,19 +7,22 @@ A later edit is solved for the model as the earlier ones left it, so W becomes (
 that is the one matrix A1 A2.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..specs.errors import Fault, InputError, SpecError, raise_all
 from .families import TextInput
 from .interfaces import OWN
 from .ir import GraphEdit, Pipeline
+from .low_rank import Change, Edit, LazyMap
 from .tensors import Array, Edited, Shared, Tensor
 
 Output = Literal["fused", "text_map"]
+LayerMap = Callable[[NDArray[Any]], Change]
 EDIT = "text_map"
 # The matrix that maps each kind of text state, [D, D], among the denoiser's tensors.
 TENSORS: Mapping[str, str] = {"sequence": f"{OWN}text_map", "pooled": f"{OWN}pooled_map"}
@@ -45,14 +48,34 @@ def with_text_map(pipeline: Pipeline, text_map: TextMap, output: Output, by: str
         InputError: a matrix that reads text has another width than the map.
         SpecError: weights are to be rewritten behind a map that stands in the graph already.
     """
-    raise_all(InputError, list(_shape_faults(pipeline, text_map)))
+    widths = {kind: part.shape[0] for kind, part in text_map.parts.items()}
+    raise_all(InputError, list(_shape_faults(pipeline, widths)))
     if output == "text_map":
         return _in_graph(pipeline, text_map, by)
-    if graph_map(pipeline) is not None:
-        message = f"`{by}` rewrites weights, and an edit before it mapped text states in the graph"
-        hint = "give both edits `output: text_map`, or both `output: fused`"
-        raise SpecError(Fault("E_TEXT_MAP_ORDER", message, f"{by}.output", hint))
+    _refuse_behind_a_map(pipeline, by)
     return _in_weights(pipeline, text_map, by)
+
+
+def with_layer_maps(
+    pipeline: Pipeline, maps: Mapping[Any, LayerMap], widths: Mapping[Any, int], by: str
+) -> Pipeline:
+    """Return the pipeline with every matrix W that reads text as W A, where A depends on W.
+
+    Args:
+        maps: by what they map, `sequence` and `pooled`: W [out, D] -> the change A - I.
+        widths: D of each.
+
+    Raises:
+        InputError, SpecError: as `with_text_map` does.
+    """
+    raise_all(InputError, list(_shape_faults(pipeline, widths)))
+    _refuse_behind_a_map(pipeline, by)
+    changed: dict[str, Tensor] = {}
+    for text_input in pipeline.family.text_inputs:
+        for name, tensor in pipeline.select("denoiser", text_input.pattern):
+            rule = Edit(maps[text_input.reads], columns_of(text_input, tensor))
+            changed[name] = Edited((tensor,), rule, tensor.dtype, tensor.shape, by)
+    return pipeline.with_tensors(changed)
 
 
 def graph_map(pipeline: Pipeline) -> TextMap | None:
@@ -101,8 +124,13 @@ def _in_weights(pipeline: Pipeline, text_map: TextMap, by: str) -> Pipeline:
         if part is None:
             continue
         for name, tensor in pipeline.select("denoiser", text_input.pattern):
-            rule = _Times(columns_of(text_input, tensor))
-            changed[name] = Edited((tensor, part), rule, tensor.dtype, tensor.shape, by)
+            columns = columns_of(text_input, tensor)
+            if isinstance(part, LazyMap):
+                changed[name] = Edited(
+                    (tensor,), Edit(part.for_layer, columns), tensor.dtype, tensor.shape, by
+                )
+            else:
+                changed[name] = Edited((tensor, part), _Times(columns), tensor.dtype, tensor.shape, by)
     return pipeline.with_tensors(changed)
 
 
@@ -145,13 +173,20 @@ def _identity(part: Tensor) -> Tensor:
     return Shared(lambda: np.eye(part.shape[0], dtype=part.dtype), part.dtype, part.shape)
 
 
-def _shape_faults(pipeline: Pipeline, text_map: TextMap) -> Iterator[Fault]:
+def _refuse_behind_a_map(pipeline: Pipeline, by: str) -> None:
+    if graph_map(pipeline) is not None:
+        message = f"`{by}` rewrites weights, and an edit before it mapped text states in the graph"
+        hint = "give both edits `output: text_map`, or both `output: fused`"
+        raise SpecError(Fault("E_TEXT_MAP_ORDER", message, f"{by}.output", hint))
+
+
+def _shape_faults(pipeline: Pipeline, widths: Mapping[Any, int]) -> Iterator[Fault]:
     for text_input in pipeline.family.text_inputs:
-        part = text_map.parts.get(text_input.reads)
-        if part is None:
+        wanted = widths.get(text_input.reads)
+        if wanted is None:
             continue
         for name, tensor in pipeline.select("denoiser", text_input.pattern):
             width = range(*columns_of(text_input, tensor).indices(tensor.shape[-1]))
-            if len(tensor.shape) != 2 or len(width) != part.shape[0]:
-                message = f"shape {list(tensor.shape)}, expected {part.shape[0]} columns that read text"
+            if len(tensor.shape) != 2 or len(width) != wanted:
+                message = f"shape {list(tensor.shape)}, expected {wanted} columns that read text"
                 yield Fault("E_SHAPE", message, name)

@@ -226,8 +226,8 @@ class Grams:
         self.cross += found.T @ change
         self.change += change.T @ change
 
-    def distance(self, written: Floats, found: Floats) -> float:
-        """Return ||V a - W b|| over all matrices and over the rows a of `written`, b of `found`, [N, D]."""
+    def squares(self, written: Floats, found: Floats) -> Floats:
+        """Return ||V a - W b||^2 over all matrices for each row a of `written`, b of `found`; [N]."""
         gap = written - found
         square = (
             _quadratic(gap, self.found, gap)
@@ -235,12 +235,21 @@ class Grams:
             + _quadratic(written, self.change, written)
         )
         # Rounding can leave a tiny negative sum where the two are equal.
-        return float(np.sqrt(max(square, 0.0)))
+        return np.maximum(square, 0.0)
 
-    def before(self, one: Floats, other: Floats | float = 0.0) -> float:
-        """Return ||W (a - b)|| over all matrices as found, and over the rows, [N, D]."""
-        gap = one - other
-        return float(np.sqrt(max(_quadratic(gap, self.found, gap), 0.0)))
+    def squares_before(self, rows: Floats) -> Floats:
+        """Return ||W a||^2 over all matrices as found for each row a of `rows`; [N]."""
+        return np.maximum(_quadratic(rows, self.found, rows), 0.0)
+
+    def through(self, found: Floats, written: Floats) -> "Grams":
+        """Return the sums for W F and V A: `found` F stood before the matrices, `written` A does now."""
+        step = written - found
+        grams = Grams(self.width)
+        grams.found = found.T @ self.found @ found
+        grams.cross = found.T @ (self.found @ step + self.cross @ written)
+        mixed = step.T @ self.cross @ written
+        grams.change = step.T @ self.found @ step + mixed + mixed.T + written.T @ self.change @ written
+        return grams
 
     @property
     def written(self) -> Floats:
@@ -257,5 +266,6 @@ class Grams:
         return np.linalg.solve(self.written + regular, self.found + self.cross.T)
 
 
-def _quadratic(left: Floats, middle: Floats, right: Floats) -> float:
-    return float(np.sum((left @ middle) * right))
+def _quadratic(left: Floats, middle: Floats, right: Floats) -> Floats:
+    """Return l^T M r for each row l of `left`, r of `right`."""
+    return np.sum((left @ middle) * right, axis=1)

@@ -1,16 +1,17 @@
 """Which rows of text states an edit of the text path moves and keeps: positions are the tokenizer's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from ..compiler.encode import encode_prompts, tokenizer_of
 from ..compiler.ir import Pipeline
 from ._closed_form import Floats
 
 Tokens = Literal["subject", "subject_and_eot", "subject_to_end"]
-SHORTEST_WORD = 3
-# One word in so many of the most frequent ones is taken, so that not all are function words.
-STRIDE = 4
+Reads = Literal["sequence", "pooled"]
 
 
 def fill(template: str, text: str) -> str:
@@ -18,57 +19,101 @@ def fill(template: str, text: str) -> str:
     return template.replace("{}", text)
 
 
-def vocabulary_prompts(pipeline: Pipeline, count: int, without: Sequence[str]) -> tuple[str, ...]:
-    """Return `a WORD` for up to `count` words of the tokenizer's vocabulary, in the order of their ids.
+@dataclass(frozen=True)
+class Mention:
+    """A text in a template, `a cat` in `a photo of {}`: the prompt, and where in it the text stands."""
 
-    Byte-pair ids rise as words get rarer. Words that stand in the texts `without` are left out.
-    """
-    words = tokenizer_of(pipeline).words()
-    banned = {word for text in without for word in text.lower().split()}
-    plain = [word for word in words if word.isalpha() and len(word) >= SHORTEST_WORD and word not in banned]
-    stride = max(1, min(STRIDE, len(plain) // max(count, 1)))
-    return tuple(f"a {word}" for word in plain[::stride][:count])
+    template: str
+    text: str
+
+    @property
+    def prompt(self) -> str:
+        return fill(self.template, self.text)
 
 
 class TextStates:
-    """Rows of text states of some prompts, float64 [N, D], chosen from a prompt's last subject token on."""
+    """Rows of text states of some mentions, float64 [N, D], chosen from a text's last token on.
 
-    def __init__(self, pipeline: Pipeline, prompts: Sequence[str], tokens: Tokens = "subject_to_end") -> None:
-        encoded = encode_prompts(pipeline, prompts)
+    Of each prompt only what `tokens` asks for is encoded: nothing behind the end token, unless padding is
+    to be moved as well. Of the empty prompt, which guidance reads in every image, all of it is.
+
+    Args:
+        captions: prompts of which every token is kept.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        mentions: Iterable[Mention],
+        tokens: Tokens = "subject_and_eot",
+        captions: Iterable[str] = (),
+    ) -> None:
         self._tokenizer = tokenizer_of(pipeline)
-        self._tokens = tokens
-        self._states = {prompt: encoded.rows(prompt) for prompt in encoded.prompts}
-        self._lengths = dict(zip(encoded.prompts, encoded.lengths.tolist(), strict=True))
-        self.width = encoded.width
+        self._tokens: Tokens = tokens
+        reach = {"": self._tokenizer.length}
+        for mention in mentions:
+            reach[mention.prompt] = max(reach.get(mention.prompt, 0), self._reach(mention))
+        for caption in captions:
+            reach[caption] = max(reach.get(caption, 0), self._length(caption))
+        self._encoded = encode_prompts(pipeline, tuple(reach), tuple(reach.values()))
 
-    def all_rows(self, prompt: str) -> Floats:
-        """Return every row of a prompt, padding included."""
-        return self._states[prompt].astype("float64")
+    def empty(self, reads: Reads) -> Floats:
+        """Return every row of the empty prompt, padding included."""
+        return self._row("") if reads == "pooled" else self._rows("")
 
-    def moved(self, template: str, name: str, towards: str) -> tuple[Floats, Floats]:
+    def moved(self, reads: Reads, mention: Mention, towards: str) -> tuple[Floats, Floats]:
         """Return the rows of a concept and, aligned at its last token, those of its guide.
 
-        Rows past the end of the guide take its last one, which is padding.
+        Rows past the last known one of the guide take that: it is padding.
         """
-        prompt, guide = fill(template, name), fill(template, towards)
-        positions = self._positions(prompt, name)
-        shift = self._subject(guide, towards)[-1] - positions[0]
-        aligned = [min(position + shift, len(self._states[guide]) - 1) for position in positions]
-        return self.all_rows(prompt)[positions], self.all_rows(guide)[aligned]
+        guide = Mention(mention.template, towards)
+        if reads == "pooled":
+            return self._row(mention.prompt), self._row(guide.prompt)
+        positions, rows = self._positions(mention), self._rows(guide.prompt)
+        shift = self._last(guide) - positions[0]
+        aligned = [min(position + shift, len(rows) - 1) for position in positions]
+        return self._rows(mention.prompt)[positions], rows[aligned]
 
-    def kept(self, template: str, prompt: str) -> Floats:
-        """Return the rows of a preserved prompt: from its last token to the end, whatever is moved."""
-        filled = fill(template, prompt)
-        return self.all_rows(filled)[self._subject(filled, prompt)[-1] :]
+    def kept(self, reads: Reads, mention: Mention) -> Floats:
+        """Return the rows of a preserved text: from its last token to the last row encoded."""
+        if reads == "pooled":
+            return self._row(mention.prompt)
+        return self._rows(mention.prompt)[self._last(mention) : self._reach(mention)]
 
-    def _positions(self, prompt: str, name: str) -> list[int]:
-        last, end = self._subject(prompt, name)[-1], self._lengths[prompt] - 1
+    def caption(self, reads: Reads, caption: str) -> Floats:
+        """Return the rows of every token of a caption, the start token left out: all prompts share it."""
+        if reads == "pooled":
+            return self._row(caption)
+        return self._rows(caption)[1 : self._length(caption)]
+
+    def _reach(self, mention: Mention) -> int:
+        """Return how many leading rows of a mention's prompt are read."""
+        whole = self._tokens == "subject_to_end"
+        return self._tokenizer.length if whole else self._length(mention.prompt)
+
+    def _positions(self, mention: Mention) -> list[int]:
+        last, length = self._last(mention), self._length(mention.prompt)
         match self._tokens:
             case "subject":
                 return [last]
             case "subject_and_eot":
-                return [last, end]
-        return list(range(last, len(self._states[prompt])))
+                return [last, length - 1]
+        return list(range(last, self._tokenizer.length))
 
-    def _subject(self, prompt: str, name: str) -> range:
-        return self._tokenizer.spelled(prompt, name)
+    def _length(self, prompt: str) -> int:
+        return len(self._tokenizer.spelling(prompt).ids)
+
+    def _last(self, mention: Mention) -> int:
+        return self._tokenizer.spelled(mention.prompt, mention.text)[-1]
+
+    def _rows(self, prompt: str) -> Floats:
+        return self._encoded.rows(prompt).astype(np.float64)
+
+    def _row(self, prompt: str) -> Floats:
+        return self._encoded.pooled_row(prompt).astype(np.float64)
+
+
+def mentions_of(templates: Iterable[str], texts: Iterable[str]) -> Iterator[Mention]:
+    """Yield every text in every template."""
+    known = tuple(texts)
+    return (Mention(template, text) for template in templates for text in known)

@@ -91,7 +91,7 @@ def test_adversarial_rounds_equal_the_published_ones(count: int, rounds: int) ->
     moments.keep(kept, 1.3)
     only_kept.keep(kept, 1.3)
     change = moments.solve(0.1)
-    found = sum(weight.T @ weight for weight in layers)
+    found = np.concatenate(layers).T @ np.concatenate(layers)
     for _ in range(rounds):
         adversaries = concepts @ Grams.of(found, change).adversary(reg * width / np.trace(found)).T
         again = only_kept.copy()
@@ -196,8 +196,19 @@ def test_distances_from_sums_are_distances(seed: int) -> None:
         grams.add(weight, weight @ change)
     direct = [np.linalg.norm(weight @ change @ a.T - weight @ b.T) for weight in (first, second)]
     plain = [np.linalg.norm(weight @ (a - b).T) for weight in (first, second)]
-    assert grams.distance(a, b) == pytest.approx(np.linalg.norm(direct), rel=1e-9)
-    assert grams.before(a, b) == pytest.approx(np.linalg.norm(plain), rel=1e-9)
+    assert grams.squares(a, b).sum() == pytest.approx(np.sum(np.square(direct)), rel=1e-9)
+    assert grams.squares_before(a - b).sum() == pytest.approx(np.sum(np.square(plain)), rel=1e-9)
+
+
+@given(SEEDS)
+@settings(deadline=None, max_examples=20)
+def test_a_map_before_the_matrices_counts_as_part_of_them(seed: int) -> None:
+    weight, written, a, b, *maps = _rows(seed, 9, 9, 3, 3, WIDTH, WIDTH)
+    found, mapped = (np.eye(WIDTH) + 0.1 * part for part in maps)
+    plain, whole = Grams(WIDTH), Grams(WIDTH)
+    plain.add(weight, written)
+    whole.add(weight @ found, written @ mapped)
+    assert plain.through(found, mapped).squares(a, b) == pytest.approx(whole.squares(a, b), rel=1e-9)
 
 
 def test_small_distances_keep_their_digits_in_single_precision() -> None:
@@ -208,4 +219,4 @@ def test_small_distances_keep_their_digits_in_single_precision() -> None:
     grams = Grams(WIDTH)
     grams.add(weight, written)
     direct = np.linalg.norm((written.astype(float) - weight.astype(float)) @ rows.T)
-    assert grams.distance(rows, rows) == pytest.approx(direct, rel=1e-4)
+    assert np.sqrt(grams.squares(rows, rows).sum()) == pytest.approx(direct, rel=1e-4)

@@ -1,0 +1,279 @@
+"""From the block of an erasure and a pipeline to the linear maps that carry it out, solved when used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..compiler.encode import pooled_width, text_width
+from ..compiler.ir import Pipeline
+from ..compiler.low_rank import Change, LazyMap
+from ..compiler.tensors import widen
+from ..compiler.text_map import columns_of
+from ._closed_form import Floats, Grams, Moments, NullSpace, independent
+from ._preserving import neighbor_prompts, read_captions, vocabulary_prompts
+from ._text_states import Mention, Reads, TextStates, mentions_of
+
+if TYPE_CHECKING:
+    from .erase_concepts import EraseConcepts
+
+# The unconditional half of guidance reads these states in every image: they count ten prompts.
+EMPTY_WEIGHT = 10.0
+# RECE's regularizer is 0.1 for most concepts where sum W^T W has a mean eigenvalue of 10 to 100.
+ADVERSARY_RIDGE = 1e-3
+# An adversary that stays this far from an erased concept's outputs, as a share of the way to the guide's,
+# revives nothing: no round is spent on it.
+STUBBORN = 0.5
+
+
+class LayerMaps(Protocol):
+    """The maps of all layers that read one kind of text state."""
+
+    def for_layer(self, weight: NDArray[Any]) -> Change:
+        """Return A - I of the layer W [out, D] = `weight`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Rows [N, D] of one prompt that become those of its guide, each with the same weight."""
+
+    rows: Floats
+    guides: Floats
+    weight: float
+
+
+class Erasing:
+    """One erasure of one pipeline: which rows are moved and kept, and the maps that do it."""
+
+    def __init__(self, edit: EraseConcepts, pipeline: Pipeline) -> None:
+        self.edit, self.pipeline = edit, pipeline
+
+    @cached_property
+    def maps(self) -> dict[Reads, LayerMaps]:
+        """The maps by what they read; nothing is solved before one is used."""
+        if self.edit.solver == "linear":
+            return {reads: _Linear(self, reads) for reads in self.widths}
+        return {reads: _Layered(self, reads) for reads in self.widths}
+
+    @cached_property
+    def widths(self) -> dict[Reads, int]:
+        """What the denoiser reads, and how wide it is."""
+        known: dict[Reads, int] = {
+            "sequence": text_width(self.pipeline),
+            "pooled": pooled_width(self.pipeline),
+        }
+        read = {text_input.reads for text_input in self.pipeline.family.text_inputs}
+        return {reads: width for reads, width in known.items() if reads in read}
+
+    @cached_property
+    def states(self) -> TextStates:
+        """Text states of every prompt that a solver or an observer reads: one call encodes them all."""
+        edit = self.edit
+        texts = (*(name for concept in edit.concepts for name in concept.names), *self.preserved)
+        mentions = [*mentions_of((*edit.templates, *edit.held_out), texts), *self.words]
+        return TextStates(self.pipeline, mentions, edit.tokens, self.captions)
+
+    @cached_property
+    def preserved(self) -> tuple[str, ...]:
+        """What is kept in every template: the texts named, every guide, and neighbors; each once."""
+        edit = self.edit
+        named = tuple(dict.fromkeys([*edit.preserve, *edit.guides.values()]))
+        without = (*named, *(name for concept in edit.concepts for name in concept.names))
+        concepts = [concept.name for concept in edit.concepts]
+        return (*named, *neighbor_prompts(self.pipeline, concepts, edit.neighbors, without))
+
+    @cached_property
+    def words(self) -> tuple[Mention, ...]:
+        """The words preserved for everything that nobody named, each in one template in turn."""
+        edit = self.edit
+        spoken = (*(name for concept in edit.concepts for name in concept.names), *self.preserved)
+        prompts = vocabulary_prompts(self.pipeline, edit.vocabulary, without=spoken)
+        return tuple(Mention(edit.templates[i % len(edit.templates)], text) for i, text in enumerate(prompts))
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        return () if self.edit.captions is None else read_captions(self.edit.captions)
+
+    def moved(self, reads: Reads) -> Iterator[Moved]:
+        """Yield what each prompt of a concept becomes; a concept weighs one, over all its prompts."""
+        for concept in self.edit.concepts:
+            mentions = list(mentions_of(self.edit.templates, concept.names))
+            for mention in mentions:
+                rows, guides = self.states.moved(reads, mention, self.edit.guides[concept.name])
+                yield Moved(rows, guides, 1 / (len(mentions) * len(rows)))
+
+    def kept(self, reads: Reads) -> Iterator[tuple[Floats, float]]:
+        """Yield the rows of everything that stays, with the weight of each row; the empty prompt apart."""
+        preserved = list(mentions_of(self.edit.templates, self.preserved))
+        groups = [
+            (self.edit.preserve_weight, [self.states.kept(reads, mention) for mention in preserved]),
+            (self.edit.vocabulary_weight, [self.states.kept(reads, mention) for mention in self.words]),
+            (self.edit.vocabulary_weight, [self.states.caption(reads, text) for text in self.captions]),
+        ]
+        for weight, prompts in groups:
+            for rows in prompts:
+                yield rows, weight / (len(prompts) * len(rows))
+
+    def layers(self, reads: Reads) -> Iterator[NDArray[Any]]:
+        """Yield the columns [out, D] that read text of every matrix, one matrix at a time."""
+        for text_input in self.pipeline.family.text_inputs:
+            if text_input.reads == reads:
+                for _, tensor in self.pipeline.select("denoiser", text_input.pattern):
+                    yield widen(tensor.read())[:, columns_of(text_input, tensor)]
+
+
+class _Linear(LazyMap):
+    """One map for all layers: least squares over everything at once, then rounds against adversaries."""
+
+    def __init__(self, erasing: Erasing, reads: Reads) -> None:
+        super().__init__(lambda: _solve_linear(erasing, reads), erasing.widths[reads])
+
+
+def _solve_linear(erasing: Erasing, reads: Reads) -> Change:
+    kept, prompts = _kept_moments(erasing, reads), list(erasing.moved(reads))
+    first = _with_moved(kept, prompts)
+    ridge = erasing.edit.ridge_share * first.mean_square
+    change = first.solve(ridge)
+    rounds = erasing.edit.adversarial_rounds
+    found = _found(erasing, reads) if rounds else np.zeros((0, 0))
+    for _ in range(rounds):
+        adversaries = _adversaries(Grams.of(found, change), prompts)
+        if not adversaries:
+            break
+        change = _with_moved(kept, adversaries).solve(ridge).after(change)
+    return change
+
+
+def _kept_moments(erasing: Erasing, reads: Reads) -> Moments:
+    moments = Moments(erasing.widths[reads])
+    for rows, weight in erasing.kept(reads):
+        moments.keep(rows, weight)
+    empty = erasing.states.empty(reads)
+    moments.keep(empty, EMPTY_WEIGHT / len(empty))
+    return moments
+
+
+def _with_moved(kept: Moments, prompts: Sequence[Moved]) -> Moments:
+    moments = kept.copy()
+    for moved in prompts:
+        moments.move(moved.rows, moved.guides, moved.weight)
+    return moments
+
+
+def _found(erasing: Erasing, reads: Reads) -> Floats:
+    """Return sum W^T W over the layers."""
+    total = np.zeros((erasing.widths[reads], erasing.widths[reads]))
+    for weight in erasing.layers(reads):
+        total += weight.T @ weight
+    return total
+
+
+class _Layered:
+    """A map for each layer: what is retained and fixed stays exactly, the rest of the rows are moved.
+
+    Rounds against adversaries are steps on the layer as the steps before left it.
+    """
+
+    def __init__(self, erasing: Erasing, reads: Reads) -> None:
+        self._erasing = erasing
+        self._reads: Reads = reads
+        self._lock = threading.Lock()
+        self._known: list[NullSpace] = []
+
+    def for_layer(self, weight: NDArray[Any]) -> Change:
+        """Return A - I of the layer W [out, D] = `weight`."""
+        with self._lock:
+            if not self._known:
+                self._solve()
+        return self._through(weight)
+
+    def _through(self, weight: NDArray[Any]) -> Change:
+        first, *rounds = self._known
+        weight = weight.astype(np.float64)
+        change = first.solve(weight)
+        for space in rounds:
+            change = space.solve(change.edit(weight)).after(change)
+        return change
+
+    def _solve(self) -> None:
+        prompts = list(self._erasing.moved(self._reads))
+        self._known.append(self._space(prompts))
+        for _ in range(self._erasing.edit.adversarial_rounds):
+            grams = Grams(self._erasing.widths[self._reads])
+            for weight in self._erasing.layers(self._reads):
+                grams.add(weight, self._through(weight).edit(weight))
+            adversaries = _adversaries(grams, prompts)
+            if not adversaries:
+                break
+            self._known.append(self._space(adversaries))
+
+    def _space(self, prompts: Sequence[Moved]) -> NullSpace:
+        edit, states = self._erasing.edit, self._erasing.states
+        concepts, guides, retained = self._rows(prompts)
+        weights = np.concatenate([np.full(len(moved.rows), moved.weight) for moved in prompts])
+        return NullSpace.of(
+            concepts,
+            guides,
+            weights / weights.sum(),
+            retained,
+            independent(states.empty(self._reads)),
+            threshold=edit.threshold * float(np.mean(np.sum(retained * retained, axis=1))),
+            ridge=edit.ridge_share * self._scale,
+            filtered=edit.influence,
+        )
+
+    def _rows(self, prompts: Sequence[Moved]) -> tuple[Floats, Floats, Floats]:
+        kept = [rows for rows, _ in self._erasing.kept(self._reads)]
+        concepts = np.concatenate([moved.rows for moved in prompts])
+        return concepts, np.concatenate([moved.guides for moved in prompts]), np.concatenate(kept)
+
+    @cached_property
+    def _scale(self) -> float:
+        """Mean squared norm of the rows of concepts."""
+        rows = np.concatenate([moved.rows for moved in self._erasing.moved(self._reads)])
+        return float(np.mean(np.sum(rows * rows, axis=1)))
+
+
+def _adversaries(grams: Grams, prompts: Sequence[Moved]) -> list[Moved]:
+    """Return the states that come closest to erased concepts' old outputs, where they come close at all."""
+    search = grams.adversary(ADVERSARY_RIDGE)
+    found = [replace(moved, rows=moved.rows @ search.T) for moved in prompts]
+    ends = np.cumsum([len(moved.rows) for moved in prompts])[:-1]
+    originals = np.concatenate([moved.rows for moved in prompts])
+    gaps = grams.squares(np.concatenate([moved.rows for moved in found]), originals)
+    ways = grams.squares_before(np.concatenate([moved.guides for moved in prompts]) - originals)
+    shares = [
+        float(np.sqrt(gap.sum() / max(way.sum(), np.finfo(float).tiny)))
+        for gap, way in zip(np.split(gaps, ends), np.split(ways, ends), strict=True)
+    ]
+    return [moved for moved, share in zip(found, shares, strict=True) if share < STUBBORN]
+
+
+class _Itself:
+    """A value that equals only itself, to key a cache by."""
+
+    def __init__(self, value: Pipeline) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def erasing_of(edit: EraseConcepts, pipeline: Pipeline) -> Erasing:
+    """Return what an erasure is for a pipeline; run, observers and statements share it and its solution."""
+    return _known(edit, _Itself(pipeline))
+
+
+@lru_cache(maxsize=2)
+def _known(edit: EraseConcepts, pipeline: _Itself) -> Erasing:
+    return Erasing(edit, pipeline.value)

@@ -1,0 +1,1 @@
+"""How passes/_nouns.txt.gz was made: `python -m recipes.nouns FOLDER`, on WordNet's database files."""
