@@ -1,5 +1,6 @@
 """Merged weights act as PEFT's runtime does, whatever library saved the adapter; nothing is guessed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
 from retouch.compiler.ir import Pipeline, changed_tensors
+from retouch.compiler.load import BUILT_IN_MODELS, load_pipeline
 from retouch.specs.errors import InputError
 
 from .passes import make, open_tiny, style, tiny_folder
+from .tiny import DENOISER
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut", "proj_in"]
 SETTINGS = {"r": 3, "lora_alpha": 5, "alpha_pattern": {"conv1": 2}, "rank_pattern": {"to_q": 2}}
@@ -189,3 +192,107 @@ def test_a_narrow_type_is_cast_once_and_its_loss_is_told() -> None:
     (loss,) = [evidence for evidence in observer.evidence() if evidence.claim == "merge.cast_loss"]
     assert 1e-3 < float(loss.value) < 1
     assert loss.count == len(load_file(tiny_folder() / "style.safetensors")) // 2 - 1
+
+
+ATTENTION = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+CONVOLUTION = "unet.conv_in.weight"
+TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj.weight"
+
+
+def _strengths(folder: Path, **more: object) -> dict[str, float]:
+    """Return how many times its change each tensor got, to 4 digits."""
+    full, found = _merge("style.safetensors", folder), _merge("style.safetensors", folder, **more)
+    strengths = {}
+    for name in (ATTENTION, CONVOLUTION, TEXT):
+        tensors = (pipeline.tensors[name].read() for pipeline in (open_tiny(), full, found))
+        before, whole, part = (tensor.astype(np.float64) for tensor in tensors)
+        strengths[name] = round(
+            float(np.vdot(part - before, whole - before) / np.sum((whole - before) ** 2)), 4
+        )
+    return strengths
+
+
+def test_patterns_weigh_blocks_and_the_longest_counts() -> None:
+    blocks = {"*": 0, "mid_block.*": 0.5, "mid_block.*.attn1.*": 2, "text_encoder.*": 3}
+    found = _strengths(tiny_folder(), weight=0.5, blocks=blocks)
+    assert found == {ATTENTION: 1.0, CONVOLUTION: 0.0, TEXT: 1.5}
+    assert found == _strengths(tiny_folder(), weight=0.5, blocks=dict(reversed(blocks.items())))
+
+
+def test_a_block_of_factor_zero_keeps_the_very_same_tensors() -> None:
+    before = open_tiny()
+    block = {"adapters": [{"path": "style.safetensors", "blocks": {"conv_in": 0, "encoder.*": 0}}]}
+    changed = changed_tensors(before, make("merge_adapters", block).run(before))
+    assert {name.split(".")[1] for name in changed} == {"mid_block"}
+
+
+def test_text_encoders_are_weighed_by_name() -> None:
+    found = _strengths(tiny_folder(), weight=0.5, text_encoder_weight={"text_encoder": -1.0})
+    assert found == {ATTENTION: 0.5, CONVOLUTION: 0.5, TEXT: -1.0}
+    with pytest.raises(InputError, match="no text encoder `text_encoder_2`"):
+        _merge("style.safetensors", tiny_folder(), text_encoder_weight={"text_encoder_2": 1})
+
+
+def test_patterns_that_match_nothing_or_disagree_are_refused_together() -> None:
+    blocks = {"up_blocks.*": 1, "nowhere": 0, "*q": 0.5, "*k": 0.5, "c*": 1, "*n": 2}
+    with pytest.raises(InputError) as caught:
+        _merge("style.safetensors", tiny_folder(), blocks=blocks)
+    assert sorted(fault.message for fault in caught.value.faults) == [
+        "`*n` and `c*` give unet.conv_in different factors",
+        "`nowhere` matches no module that the adapter changes",
+        "`up_blocks.*` matches no module that the adapter changes",
+    ]
+
+
+def test_a_vector_of_another_length_is_refused_where_the_spec_is_read() -> None:
+    with pytest.raises(ValueError, match="one of 12, 17, 20, 26 numbers, not 3"):
+        make("merge_adapters", {"adapters": [{"path": "style.safetensors", "blocks": [1, 0, 1]}]})
+
+
+def test_a_vector_weighs_each_block_by_its_number(tmp_path: Path) -> None:
+    """Four blocks of two layers, as SD 1.x has them, very narrow."""
+    folder = shutil.copytree(tiny_folder(), tmp_path / "model")
+    blocks = {"block_out_channels": (4, 4, 4, 4), "layers_per_block": 2}
+    kinds = {
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    }
+    unet: Any = UNet2DConditionModel.from_config({**DENOISER, **blocks, **kinds})
+    unet.save_pretrained(folder / "unet")
+    before = load_pipeline(folder, "ddim", 8)
+    modules = {
+        "text_encoder.encoder.layers.1.mlp.fc1": 0,  # BASE
+        "unet.conv_in": 1,  # IN00
+        "unet.down_blocks.1.attentions.0.proj_in": 5,  # IN04
+        "unet.mid_block.attentions.0.proj_in": 13,  # M00
+        "unet.up_blocks.3.attentions.2.proj_in": 25,  # OUT11
+    }
+    weights = {}
+    for module in modules:
+        out, *rest = before.tensors[f"{module}.weight"].shape
+        weights |= {f"{module}.lora_A.weight": np.ones((1, *rest), np.float32)}
+        weights |= {f"{module}.lora_B.weight": np.ones((out, 1), np.float32)}
+    save_file(weights, folder / "a.safetensors")
+    vector = [number / 10 for number in range(1, 27)]
+    block = {"adapters": [{"path": "a.safetensors", "blocks": vector}]}
+    after = make("merge_adapters", block, folder).run(before)
+    for module, number in modules.items():
+        name = f"{module}.weight"
+        delta = after.tensors[name].read() - before.tensors[name].read()
+        assert delta == pytest.approx(np.full_like(delta, vector[number]), abs=1e-6)
+
+
+def test_the_demos_adapter_is_the_same_in_both_of_its_layouts() -> None:
+    demo = load_pipeline(BUILT_IN_MODELS["demo"], "ddim", 8)
+    plain, kohya = (
+        make("merge_adapters", {"adapters": [{"path": f"demo:adapters/twemoji_style{end}.safetensors"}]}).run(
+            demo
+        )
+        for end in ("", "_kohya")
+    )
+    names = changed_tensors(demo, plain)
+    assert names == changed_tensors(demo, kohya)
+    assert len(names) > 10
+    for name in names:
+        assert plain.tensors[name].read().tobytes() == kohya.tensors[name].read().tobytes()
+        assert plain.tensors[name].read().tobytes() != demo.tensors[name].read().tobytes()
