@@ -101,7 +101,7 @@ def train(
             _search(model, course, state)
         if state.done % REFRESH == 0:
             # Saved only where samples are drawn anew, so that a stop changes nothing.
-            if time.monotonic() - saved > SAVE_EVERY:
+            if state.done and time.monotonic() - saved > SAVE_EVERY:
                 _save(checkpoint, state, optimizer)
                 saved = time.monotonic()
             pool = _draw_pool(model, course, state)

@@ -1,0 +1,134 @@
+"""Training goes on where it stopped, bit by bit, refuses contradictions, and says how it came out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retouch.compiler.ir import Pipeline, changed_tensors
+from retouch.compiler.studio import Studio
+from retouch.passes import _esd, _training
+from retouch.specs.errors import SpecError
+
+from .passes import evidence_of, make, open_tiny
+
+APPLE = {"name": "the apple logo", "towards": "a cloud"}
+SHORT = {"concepts": [APPLE], "templates": ["{}"], "vocabulary": 2, "batch": 2, "steps": 25, "rounds": 0}
+
+
+class Stopped(Exception):
+    """Someone pulled the plug."""
+
+
+class Watching:
+    """A reporter that counts steps, and stops the work after some."""
+
+    def __init__(self, until: int = 1_000_000) -> None:
+        self.done, self.until, self.total = 0, until, 0
+
+    def task(self, label: str, total: int):  # as the protocol has it
+        self.total = total
+
+        def advance(amount: int) -> None:
+            self.done += amount
+            if self.done >= self.until:
+                raise Stopped
+
+        return advance
+
+
+def at_work(cache: Path, report: Watching) -> Pipeline:
+    before = open_tiny()
+    return replace(before, studio=Studio(before.sampling, cache, report))
+
+
+def trained(pipeline: Pipeline, **block: object) -> dict[str, bytes]:
+    after = make("erase_by_training", {**SHORT, **block}).run(pipeline)
+    return {name: after.tensors[name].read().tobytes() for name in changed_tensors(pipeline, after)}
+
+
+def test_a_training_that_was_stopped_goes_on_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_esd, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(_esd, "INVERSION", replace(_esd.INVERSION, steps=3))
+    whole = trained(at_work(tmp_path / "whole", Watching()), rounds=1)
+    with pytest.raises(Stopped):
+        trained(at_work(tmp_path / "parts", Watching(until=45)), rounds=1)
+    second = Watching()
+    assert trained(at_work(tmp_path / "parts", second), rounds=1) == whole
+    assert second.done == second.total == 50
+    # The first report of the second run is what lay in the checkpoint.
+    third = Watching()
+    assert trained(at_work(tmp_path / "parts", third), rounds=1) == whole
+
+
+def test_another_seed_or_model_is_another_training(tmp_path: Path) -> None:
+    pipeline = at_work(tmp_path, Watching())
+    edits = [
+        make("erase_by_training", {**SHORT, **more}) for more in ({}, {"seed": 1}, {"residual_at_most": "1"})
+    ]
+    files = [_training.checkpoint_of(edit, pipeline) for edit in edits]
+    assert files[0] != files[1]
+    assert files[0] == files[2]
+    moved = pipeline.select("denoiser", "conv_in.weight").map(lambda weight: 2 * weight, "test")
+    assert _training.checkpoint_of(edits[0], moved) != files[0]
+
+
+def test_a_damaged_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+    pipeline = at_work(tmp_path, Watching())
+    whole = trained(pipeline)
+    (file,) = (tmp_path / "trainings").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert trained(pipeline) == whole
+
+
+@pytest.mark.parametrize(
+    ("where", "pattern"),
+    [("cross_attention", "unet.*attn2.to_*"), ("text_encoder", "text_encoder.encoder.layers.0.*")],
+)
+def test_only_the_chosen_place_changes(tmp_path: Path, where: str, pattern: str) -> None:
+    from fnmatch import fnmatchcase
+
+    names = trained(at_work(tmp_path, Watching()), where=where, steps=1)
+    assert names
+    assert all(fnmatchcase(name, pattern) for name in names)
+
+
+def test_a_change_is_of_the_rank_asked_for(tmp_path: Path) -> None:
+    pipeline = at_work(tmp_path, Watching())
+    after = make("erase_by_training", {**SHORT, "rank": 2, "steps": 5}).run(pipeline)
+    for name in changed_tensors(pipeline, after):
+        change = after.tensors[name].read().astype(float) - pipeline.tensors[name].read()
+        values = np.linalg.svd(change, compute_uv=False)
+        assert values[2] < 1e-5 * values[0]
+
+
+def test_keeping_more_moves_preserved_prompts_less(tmp_path: Path) -> None:
+    drifts = []
+    for weight in (0.0, 100.0):
+        pipeline = at_work(tmp_path, Watching())
+        edit = make("erase_by_training", {**SHORT, "keep_weight": weight, "rate": 0.05})
+        found = {e.claim: float(e.value) for e in evidence_of(edit, pipeline, edit.run(pipeline))}
+        drifts.append(found["keep.drift_p95"])
+    assert drifts[1] < drifts[0]
+
+
+def test_every_fault_of_a_block_is_told_at_once() -> None:
+    block = {
+        **SHORT,
+        "concepts": [APPLE, {"name": "a shoe", "towards": "the apple logo"}, {"name": "A shoe"}],
+        "preserve": ["the apple logo", " ".join(["cat"] * 20)],
+        "templates": ["{}", "no place"],
+    }
+    with pytest.raises(SpecError) as caught:
+        make("erase_by_training", block).run(open_tiny())
+    codes = {fault.code for fault in caught.value.faults}
+    assert codes == {
+        "E_ERASE_TEMPLATE",
+        "E_ERASE_TWICE",
+        "E_ERASE_GUIDE",
+        "E_ERASE_PRESERVED",
+        "E_ERASE_TOKENS",
+    }

@@ -1,0 +1,234 @@
+"""Probes examine the bytes that ship, with a control beside each attempt, and their report can be checked."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+from tiny import make_tiny
+
+from retouch.compiler.build import Options, build
+from retouch.compiler.gradients import Gradients
+from retouch.compiler.plan import make_plan
+from retouch.compiler.probes._control import figures, likeness
+from retouch.compiler.probes._patient import Patient
+from retouch.compiler.probes.noise import draw_noisy
+from retouch.compiler.probes.static import Maps
+from retouch.compiler.registry import probes
+from retouch.compiler.shipped import check_parity, shipped_pipeline
+from retouch.runtime.artefact import open_artefact, verify
+from retouch.runtime.cli import main
+from retouch.runtime.judges import Judge
+from retouch.specs.errors import GateError, IntegrityError, UndecidedError
+from retouch.specs.probes import ProbeReport
+
+LABELS = ("cat", "dog", "cloud")
+SPEC = """
+schema: 1
+name: tiny
+version: 1.0.0
+source: {model: model}
+edits:
+  - erase_by_training:
+      concepts: [{name: a cat, towards: a cloud}]
+      templates: ["{}"]
+      steps: 4
+      rounds: 0
+      vocabulary: 2
+      batch: 2
+sampling: {sampler: ddim, steps: 3}
+emit:
+  - onnx: {}
+"""
+GATE = "gates:\n  - probed: {at_most: '%s', images: 4, judge: judge.onnx, probes: [noise, static]}\n"
+QUICK = ("--images", "4", "--effort", "inversion.steps=2", "--effort", "token_search.steps=2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spec, the model that it edits, and a judge."""
+    folder = tmp_path_factory.mktemp("spec")
+    make_tiny(folder / "model")
+    (folder / "edit.yaml").write_text(SPEC)
+    write_judge(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artefact(folder: Path, skeletons: Path) -> Path:
+    build(make_plan(folder / "edit.yaml"), folder / "built", Options(cache=skeletons))
+    return folder / "built"
+
+
+@pytest.fixture(scope="module")
+def patient(artefact: Path) -> Patient:
+    return Patient(artefact)
+
+
+def write_judge(folder: Path) -> None:
+    """Write a judge that takes an image for the label whose channel is the brightest."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])
+    logits = helper.make_tensor_value_info("concept", TensorProto.FLOAT, ["n", len(LABELS)])
+    mean = helper.make_node("ReduceMean", ["image", "axes"], ["concept"], keepdims=0)
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    graph = helper.make_graph([mean], "judge", [image], [logits], [axes])
+    opset = [helper.make_opsetid("", 20)]
+    (folder / "judge.onnx").write_bytes(
+        helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    )
+    (folder / "judge.json").write_text(json.dumps({"labels": {"concept": LABELS}}))
+    onnx.checker.check_model(str(folder / "judge.onnx"))
+
+
+def probe(*arguments: object) -> int:
+    return main(["probe", *map(str, arguments)])
+
+
+def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = probe(*arguments, "--json")
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_probes_are_found_by_file_name() -> None:
+    assert probes.names() == ["inversion", "noise", "plain", "static", "token_search"]
+
+
+def test_the_modules_hold_the_shipped_bytes(folder: Path, artefact: Path) -> None:
+    edited = make_plan(folder / "edit.yaml").pipeline
+    shipped = shipped_pipeline(open_artefact(artefact))
+    for name, tensor in edited.tensors.items():
+        if not name.startswith("vae.") and "position_ids" not in name:
+            spelled = edited.family.module_name(*name.split(".", 1))
+            found = next(t for n, t in shipped.tensors.items() if n.endswith(spelled))
+            assert np.array_equal(found.read(), tensor.read()), name
+
+
+def test_modules_that_compute_something_else_are_not_examined(patient: Patient) -> None:
+    pipeline = patient.model.pipeline
+    other = Gradients(pipeline.select("denoiser", "conv_in.weight").map(lambda weight: 1.1 * weight, "test"))
+    with pytest.raises(UndecidedError, match="differ by"):
+        check_parity(pipeline, other.modules, patient.folder)
+
+
+def test_every_probe_reports_with_a_control_and_verify_accepts_the_report(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(artefact, tmp_path / "built")
+    spec, judge = folder / "edit.yaml", folder / "judge.onnx"
+    code, value = result_of(capsys, tmp_path / "built", "--spec", spec, "--judge", judge, *QUICK, "--attach")
+    assert code == 0
+    assert [evidence["claim"] for evidence in value["evidence"]] == [f"probe.{n}" for n in probes.names()]
+    assert all({"control", "control_is"} <= set(evidence["details"]) for evidence in value["evidence"])
+    assert value["probes"]["inversion"]["steps"] == 2
+
+    verify(tmp_path / "built")
+    (file,) = (tmp_path / "built" / "attestations").glob("probes-*.json")
+    report = json.loads(file.read_bytes())
+    digest = report.pop("digest")
+    assert ProbeReport.model_validate_json(json.dumps(report)).text() == file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(digest[:8].encode(), b"00000000"))
+    with pytest.raises(IntegrityError):
+        verify(tmp_path / "built")
+
+
+def test_two_examinations_find_the_same(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (artefact, "--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx", *QUICK)
+    assert result_of(capsys, *arguments) == result_of(capsys, *arguments)
+
+
+def test_pictures_stand_in_for_a_base_that_is_gone(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(artefact, tmp_path / "built")
+    judge = folder / "judge.onnx"
+    code, value = result_of(capsys, tmp_path / "built", "--judge", judge)
+    assert (code, value["faults"][0]["code"]) == (2, "E_SOURCE")
+
+    (tmp_path / "cats").mkdir()
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "cats" / "one.png")
+    given = ("--shown", f"a cat={tmp_path / 'cats'}", "--concept", "a cat")
+    effort = ("--probes", "inversion", "--effort", "inversion.steps=1", "--images", "2")
+    code, value = result_of(capsys, tmp_path / "built", "--judge", judge, *given, *effort)
+    assert code == 0
+    assert value["evidence"][0]["details"]["shown"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--concept", "a shoe"), "E_PROBE_CONCEPT"),
+        (("--probes", "inversoin"), "E_UNKNOWN_NAME"),
+        (("--effort", "inversion.steps=0"), "E_USAGE"),
+        (("--effort", "inversion.stpes=1"), "E_USAGE"),
+        (("--effort", "inversion.steps"), "E_USAGE"),
+        (("--probes", "plain", "--effort", "noise.strengths=1"), "E_USAGE"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_said(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: str
+) -> None:
+    given = (artefact, "--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx")
+    exit_code, value = result_of(capsys, *given, *arguments)
+    assert (exit_code, value["faults"][0]["code"]) == (2, code)
+
+
+def test_another_spec_is_refused(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text(SPEC + "# changed\n")
+    code, value = result_of(capsys, artefact, "--spec", tmp_path / "other.yaml")
+    assert (code, value["faults"][0]["code"]) == (2, "E_PROBE_SPEC")
+
+
+def test_a_gate_writes_what_probes_find_into_the_manifest(
+    folder: Path, skeletons: Path, tmp_path: Path
+) -> None:
+    spec = folder / "gated.yaml"
+    spec.write_text(SPEC + GATE % "1")
+    manifest = build(make_plan(spec), tmp_path / "good", Options(cache=skeletons))
+    assert [(e.claim, e.passed) for e in manifest.gates] == [("probe.noise", True), ("probe.static", None)]
+    spec.write_text(SPEC + GATE % "0.1")
+    with pytest.raises(GateError, match=r"probe\.noise"):
+        build(make_plan(spec), tmp_path / "bad", Options(cache=skeletons))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_noise_of_strength_zero_is_plain_ddim(patient: Patient) -> None:
+    plain = patient.draw(patient.model.words("a dog"), [1, 2])
+    noisy = draw_noisy(patient, patient.model, "a dog", [1, 2], 0.0)
+    # The last step of DDIM here keeps the noise of timestep 0, the probe's ends without any.
+    assert np.abs(plain.astype(int) - noisy).mean() < 3
+    assert np.abs(draw_noisy(patient, patient.model, "a dog", [1, 2], 1.0).astype(int) - noisy).mean() > 1
+
+
+def test_restoring_through_an_invertible_map_is_its_inverse() -> None:
+    random = np.random.default_rng(0)
+    weights, states = random.normal(size=(40, 6)), random.normal(size=(3, 6))
+    text_map = np.eye(6) + 0.3 * random.normal(size=(6, 6))
+    edited = weights @ text_map
+    maps = Maps(("w",), edited.T @ edited, edited.T @ weights, weights.T @ weights)
+    found = maps.restore(states, states, 1e-12)
+    assert np.allclose(found, np.linalg.solve(text_map, states.T).T, atol=1e-6)
+    assert maps.residual(found, states) < 1e-4 * maps.residual(states, states)
+    direct = np.linalg.norm(states @ edited.T - states @ weights.T)
+    assert maps.residual(states, states) == pytest.approx(direct)
+
+
+def test_the_control_is_the_same_everywhere_and_told_from_other_things(folder: Path) -> None:
+    images = figures(6, 32, 48)
+    assert images.shape == (6, 32, 48, 3)
+    assert np.array_equal(images[:3], figures(3, 32, 48))
+    judge = Judge.open(folder, "judge")
+    red = np.zeros((2, 32, 48, 3), np.uint8)
+    red[..., 0] = 255
+    recognized = likeness(judge, images[:3], [red])
+    assert recognized(images[3:]).all()
+    assert not recognized(red).any()
