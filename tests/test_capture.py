@@ -1,9 +1,7 @@
-"""Skeletons: what they hold, what their key depends on, and that the same structure is the same bytes."""
+"""Programs and skeletons: what they hold, what keys depend on, and that equal structures give equal bytes."""
 
 import hashlib
-import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,14 +14,18 @@ import pytest
 from emitting import graphs, load
 
 from retouch.compiler import capture
-from retouch.compiler.capture import Binding, Skeleton, skeleton_of, structure_of
+from retouch.compiler.capture import program_of, skeleton_of, structure_of
 from retouch.compiler.interfaces import Interface, interfaces
 from retouch.compiler.ir import GraphEdit
+from retouch.compiler.lower import lower
+from retouch.compiler.program import Op, Program, Ref
+from retouch.compiler.skeleton import Form
 from retouch.specs.canonical import digest_of
 from retouch.specs.errors import InputError
 
 FOLDERS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
-MADE = Skeleton("0" * 64, b"graph", (Binding("a", "float32", (2, 3), (3, 2), True),))
+ADDED = Op("sum", "aten.add.Tensor", (Ref("x"), 2.5), {"alpha": 1}, ((3, "n0"),), "float32")
+MADE = Program((("x", "float32", (3, "n0")),), (("w", (2, 3)),), (("ids", 4),), (ADDED,), ("sum",))
 
 
 def interface(tiny: Path, folder: str = "unet", **config: Any) -> Interface:
@@ -154,53 +156,41 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make capturing free; return the folders that were captured."""
     calls: list[str] = []
 
-    def made(found: Interface, key: str) -> Skeleton:
+    def made(found: Interface, edits: Any) -> Program:
         calls.append(found.folder)
-        return replace(MADE, key=key)
+        return MADE
 
     monkeypatch.setattr(capture, "_capture", made)
     return calls
 
 
 def test_a_whole_entry_is_captured_once(tiny: Path, tmp_path: Path, captured: list[str]) -> None:
-    first = skeleton_of(interface(tiny), (), tmp_path)
-    assert skeleton_of(interface(tiny), (), tmp_path) == first
+    assert program_of(interface(tiny), (), tmp_path) == MADE
+    assert program_of(interface(tiny), (), tmp_path) == MADE
     assert captured == ["unet"]
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "skeleton.json"])
-@pytest.mark.parametrize("damage", ["cut", "flip", "lose"])
-def test_a_corrupt_entry_is_made_again(
-    tiny: Path, tmp_path: Path, captured: list[str], name: str, damage: str
-) -> None:
-    first = skeleton_of(interface(tiny), (), tmp_path)
-    file = tmp_path / first.key / name
-    content = file.read_bytes()
-    # The last byte of JSON is a newline that nothing rests on.
-    broken = {"cut": content[:2], "flip": content[:3] + bytes([content[3] ^ 1]) + content[4:]}
-    file.unlink() if damage == "lose" else file.write_bytes(broken[damage])
-    assert skeleton_of(interface(tiny), (), tmp_path) == first
-    assert captured == ["unet", "unet"]
-    assert file.read_bytes() == content
+def test_a_program_is_read_back_as_it_was() -> None:
+    last = replace(ADDED, args=([Ref("x"), None], float("-inf"), 2**63 - 1, "n0*8"), options={"dim": -1})
+    program = replace(MADE, ops=(ADDED, last))
+    assert Program.load(program.dump()) == program
 
 
-def test_another_weight_list_under_a_valid_graph_is_corrupt(
-    tiny: Path, tmp_path: Path, captured: list[str]
-) -> None:
-    first = skeleton_of(interface(tiny), (), tmp_path)
-    file = tmp_path / first.key / "skeleton.json"
-    record = json.loads(file.read_bytes())
-    record["weights"][0]["transposed"] = False
-    file.write_text(json.dumps(record))
-    assert skeleton_of(interface(tiny), (), tmp_path) == first
-    assert len(captured) == 2
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_form_is_written_from_one_program(tiny: Path, skeletons: Path, folder: str) -> None:
+    found = interface(tiny, folder)
+    forms = Form(), Form("cuda", "float16"), Form("tensorrt", "bfloat16")
+    made = [skeleton_of(found, (), skeletons, form) for form in forms]
+    assert len({skeleton.key for skeleton in made}) == 3
+    assert made[0].program == made[1].program == made[2].program
+    assert len({len(skeleton.weights) for skeleton in made}) == 1
+    assert made[0].size == 2 * made[1].size == 2 * made[2].size
 
 
-def test_no_half_made_entry_is_left(tiny: Path, tmp_path: Path, captured: list[str]) -> None:
-    found = skeleton_of(interface(tiny), (), tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [found.key]
-    shutil.rmtree(tmp_path / found.key)
-    assert captured == ["unet"]
+def test_an_operation_that_nobody_knows_is_named(tiny: Path, tmp_path: Path, captured: list[str]) -> None:
+    unknown = replace(MADE, ops=(replace(ADDED, kind="aten.frobnicate.default"),))
+    with pytest.raises(InputError, match="frobnicate"):
+        lower(unknown, interface(tiny), Form())
 
 
 def test_a_config_that_describes_no_module_is_refused(tiny: Path, tmp_path: Path) -> None:
