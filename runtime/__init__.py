@@ -6,7 +6,9 @@ noise.py      our own counter-based noise: one stream an image
 sampler.py    the denoising loop over the table of sampling.json
 images.py     PNG with provenance metadata, contact sheets
 judges.py     ONNX classifiers that say what an image shows
-sessions.py   onnxruntime sessions and their threads
+sessions.py   loaded graphs: where they run, what they take and give
+devices.py    which devices run graphs here, and what is missing where one does not
+openvino_sessions.py, rtx_sessions.py   graphs on OpenVINO, engines on TensorRT-RTX
 commands/     the verbs that need nothing else: run, verify
 cli.py        the one console script; verbs load lazily
 """

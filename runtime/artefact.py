@@ -78,6 +78,12 @@ class Artefact:
             if record.path.startswith(self._prefix)
         }
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The folders that are pipelines by themselves, sorted; the artefact itself is the empty one."""
+        tables = [path for path in sorted(self._records) if PurePosixPath(path).name == SAMPLING]
+        return tuple(path.removesuffix(SAMPLING).rstrip("/") for path in tables)
+
     def within(self, target: str) -> "Artefact":
         """Return the pipeline that a target's folder is by itself; paths are relative to that folder."""
         return Artefact(self.verified, target)

@@ -1,27 +1,23 @@
-"""onnxruntime sessions: which device, how many threads, and what a graph takes and gives.
+"""Loaded graphs: where they run, how many threads they take, what they take and give.
 
 Threads do not spin between operators: an idle session must not burn a core of its host.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as errors
 from numpy.typing import NDArray
 
-from ..specs.errors import Fault, InputError, UndecidedError
+from ..specs.errors import Fault, InputError, SpecError, UndecidedError
 from .artefact import Artefact
+from .devices import DEVICES, check_device
 
-# onnxruntime's provider for each device, and the extra of retouch that brings it.
-DEVICES: Mapping[str, tuple[str, str]] = {
-    "cpu": ("CPUExecutionProvider", ""),
-    "cuda": ("CUDAExecutionProvider", "gpu"),
-}
+Precision = Literal["float32", "bfloat16"]
 LOG_ERRORS = 3
 # onnxruntime's exceptions share no base class but Exception; these are what loading a graph raises.
 LOAD_ERRORS: tuple[type[Exception], ...] = (
@@ -45,10 +41,19 @@ TYPES: Mapping[str, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Where sessions run: a device of DEVICES, and threads an operator (0 lets onnxruntime choose)."""
+    """Where sessions run: a device of DEVICES, and threads an operator (0 lets the device choose).
+
+    `precision` is what a device multiplies in, whatever the graph's types; only OpenVINO has a choice.
+    """
 
     device: str = "cpu"
     threads: int = 0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision != "float32" and self.device != "openvino":
+            message = f"the device `{self.device}` computes in the precision of the graphs"
+            raise SpecError(Fault("E_PRECISION", message, "precision", "--device openvino has a choice"))
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,23 @@ class Signature:
 
 
 class Session:
-    """A loaded graph: called with arrays by name, it returns arrays by name."""
+    """A loaded graph: called with arrays by name, it returns arrays by name.
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-        self.inputs = {node.name: _signature(node) for node in session.get_inputs()}
-        self.outputs = {node.name: _signature(node) for node in session.get_outputs()}
+    `run` takes the inputs by name and returns the outputs in order.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Signature],
+        outputs: Mapping[str, Signature],
+        run: Callable[[dict[str, Any]], Sequence[Any]],
+    ) -> None:
+        self.inputs, self.outputs, self._run = inputs, outputs, run
 
     def __call__(self, **arrays: NDArray[np.generic]) -> dict[str, NDArray[Any]]:
         """Run the graph; each array is cast to the type of its input."""
         feeds = {name: np.asarray(array, self.inputs[name].dtype) for name, array in arrays.items()}
-        results: Any = self._session.run(None, feeds)
-        return dict(zip(self.outputs, results, strict=True))
+        return dict(zip(self.outputs, self._run(feeds), strict=True))
 
 
 def open_session(
@@ -88,6 +98,8 @@ def open_session(
         IntegrityError: the graph, or a file beside it, changed since it was verified.
         UndecidedError: the device is not available.
     """
+    placement = placement or Placement()
+    path = _preferred(artefact, path, placement.device)
     folder = str(PurePosixPath(path).parent)
     graph = artefact.read(path)
     artefact.check_unchanged(folder)
@@ -106,62 +118,67 @@ def load_session(
 ) -> Session:
     """Load a graph from its bytes; `name` is what errors call it. Raises as `open_session` does."""
     placement = placement or Placement()
-    options = _options(placement.threads)
-    if weights_folder:
-        options.add_session_config_entry(WEIGHTS_FOLDER, weights_folder)
-    try:
-        session = Session(onnxruntime.InferenceSession(graph, options, providers=providers(placement.device)))
-    except LOAD_ERRORS as error:
-        raise InputError(Fault("E_GRAPH", f"onnxruntime cannot load it: {error}", name)) from error
+    session = _load(graph, name, placement, weights_folder)
     _check_names(name, session, inputs, outputs)
     return session
 
 
-def providers(device: str) -> list[str]:
-    """Return onnxruntime's providers for a device, best first.
+def from_onnxruntime(session: onnxruntime.InferenceSession) -> Session:
+    """Return a session of onnxruntime's as one of ours."""
 
-    Raises:
-        UndecidedError: the device is unknown or not available here.
-    """
-    if device not in DEVICES:
-        raise UndecidedError(
-            Fault("E_DEVICE", f"no device `{device}`", hint=f"there are: {', '.join(sorted(DEVICES))}")
-        )
-    provider, extra = DEVICES[device]
-    if provider not in onnxruntime.get_available_providers():
-        raise UndecidedError(Fault("E_DEVICE", f"onnxruntime has no {provider} here", hint=_way_out(extra)))
-    return [provider] if device == "cpu" else [provider, "CPUExecutionProvider"]
+    def run(feeds: dict[str, Any]) -> Sequence[Any]:
+        return session.run(None, feeds)
+
+    inputs = {node.name: _signature(node) for node in session.get_inputs()}
+    return Session(inputs, {node.name: _signature(node) for node in session.get_outputs()}, run)
 
 
-def has_both_distributions() -> bool:
-    """Whether `onnxruntime` and `onnxruntime-gpu` lie over each other: the later install wins, half."""
-    return _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu")
-
-
-def _way_out(extra: str) -> str:
-    if has_both_distributions():
-        return (
-            "`onnxruntime` and `onnxruntime-gpu` are both installed and overwrite each other: "
-            "`pip uninstall onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"
-        )
-    return (
-        f"`pip uninstall onnxruntime`, then `pip install 'retouch[{extra}]'`, on a machine with such a device"
-    )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        return bool(version(distribution))
-    except PackageNotFoundError:
-        return False
-
-
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Return onnxruntime's options: `threads` an operator, none of which spins."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_ERRORS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def _preferred(artefact: Artefact, path: str, device: str) -> str:
+    """Return the graph that was made for a device, such as `model.cuda.onnx`, where one lies beside it."""
+    profile = DEVICES[device].profile if device in DEVICES else ""
+    own = str(PurePosixPath(path).with_suffix(f".{profile}.onnx")) if profile else path
+    return own if own in artefact else path
+
+
+def _load(graph: bytes, name: str, placement: Placement, weights_folder: str) -> Session:
+    check_device(placement.device)
+    file = Path(weights_folder, PurePosixPath(name).name)
+    if placement.device == "openvino":
+        from .openvino_sessions import load_openvino
+
+        return load_openvino(file if weights_folder else graph, name, placement)
+    if placement.device == "rtx":
+        from .rtx_sessions import load_rtx
+
+        return load_rtx(file, placement)
+    return _load_onnxruntime(graph, name, placement, weights_folder)
+
+
+def _load_onnxruntime(graph: bytes, name: str, placement: Placement, weights_folder: str) -> Session:
+    options = session_options(placement.threads)
+    if weights_folder:
+        options.add_session_config_entry(WEIGHTS_FOLDER, weights_folder)
+    wanted = DEVICES[placement.device].provider
+    # Single operators that a device lacks run on the CPU.
+    providers = list(dict.fromkeys([wanted, DEVICES["cpu"].provider]))
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+    except LOAD_ERRORS as error:
+        raise InputError(Fault("E_GRAPH", f"onnxruntime cannot load it: {error}", name)) from error
+    if wanted not in session.get_providers():
+        # onnxruntime goes on without a provider whose libraries it cannot load.
+        hint = "are CUDA and cuDNN of onnxruntime's version installed?"
+        raise UndecidedError(Fault("E_DRIVER", f"onnxruntime cannot start its {wanted}", name, hint))
+    return from_onnxruntime(session)
 
 
 def _check_names(name: str, session: Session, inputs: Sequence[str], outputs: Sequence[str]) -> None:

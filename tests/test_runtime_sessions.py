@@ -1,5 +1,6 @@
 """Sessions run where they were asked to, and say what is missing where they cannot."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import onnxruntime
 import pytest
 from runtime_artefact import make_artefact, seal
 
-from retouch.runtime import sessions
+from retouch.runtime import devices, sessions
 from retouch.runtime.artefact import open_artefact
-from retouch.runtime.sessions import Placement, load_session, open_session, providers
-from retouch.specs.errors import InputError, UndecidedError
+from retouch.runtime.devices import check_device
+from retouch.runtime.sessions import Placement, load_session, open_session
+from retouch.specs.errors import InputError, IntegrityError, SpecError, UndecidedError
 
 COMBINE = ["unconditional", "conditional", "guidance_weight"]
 
@@ -30,7 +32,7 @@ def test_arrays_are_cast_to_what_the_graph_takes(folder: Path) -> None:
 
 
 def test_threads_do_not_spin() -> None:
-    options = sessions._options(3)
+    options = sessions.session_options(3)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.intra_op_num_threads == 3
 
@@ -68,21 +70,73 @@ def test_a_missing_graph_names_what_is_needed(folder: Path) -> None:
 
 def test_a_device_that_is_not_here_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(sessions, "_is_installed", lambda name: name == "onnxruntime")
+    monkeypatch.setattr(devices, "_is_installed", lambda name: name == "onnxruntime")
     with pytest.raises(UndecidedError, match=r"no CUDAExecutionProvider here\n.*retouch\[gpu\]"):
-        providers("cuda")
-    monkeypatch.setattr(sessions, "_is_installed", lambda name: True)
-    with pytest.raises(UndecidedError, match="both installed and overwrite each other: `pip uninstall"):
-        providers("cuda")
+        check_device("cuda")
+    monkeypatch.setattr(devices, "_is_installed", lambda name: name != "onnxruntime-openvino")
+    expected = r"`onnxruntime` and `onnxruntime-gpu` are installed over each other: `pip uninstall"
+    with pytest.raises(UndecidedError, match=expected):
+        check_device("cuda")
 
 
-def test_a_device_that_is_here_falls_back_for_single_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    assert providers("cuda") == available
-    assert providers("cpu") == ["CPUExecutionProvider"]
+def test_a_missing_driver_is_not_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(devices, "has_driver", lambda: False)
+    with pytest.raises(UndecidedError) as caught:
+        check_device("cuda")
+    assert [fault.code for fault in caught.value.faults] == ["E_DRIVER"]
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    with pytest.raises(UndecidedError, match=r"retouch\[rtx-run\]") as caught:
+        check_device("rtx")
+    assert [fault.code for fault in caught.value.faults] == ["E_EXTRA", "E_DRIVER"]
+    with pytest.raises(UndecidedError, match=r"`openvino` is not installed\n.*retouch\[openvino\]"):
+        check_device("openvino")
+
+
+def test_a_provider_that_cannot_start_is_not_passed_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime itself goes on without it, on the CPU."""
+    pretended = {**devices.DEVICES, "cuda": devices.Device("gpu", provider="CUDAExecutionProvider")}
+    monkeypatch.setattr(sessions, "DEVICES", pretended)
+    monkeypatch.setattr(sessions, "check_device", lambda name: pretended[name])
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(UndecidedError, match="cannot start its CUDAExecutionProvider"),
+    ):
+        open_session(open_artefact(folder), "unet/combine.onnx", COMBINE, ["guided"], Placement("cuda"))
 
 
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(UndecidedError, match="no device `tpu`"):
         load_session(b"", "graph", [], [], Placement(device="tpu"))
+
+
+def test_only_openvino_has_a_choice_of_precision() -> None:
+    with pytest.raises(SpecError, match="the device `cpu` computes in the precision of the graphs"):
+        Placement("cpu", precision="bfloat16")
+
+
+def test_a_graph_made_for_a_device_is_preferred_there(folder: Path) -> None:
+    (folder / "unet/combine.cuda.onnx").write_bytes((folder / "unet/combine.onnx").read_bytes())
+    seal(folder)
+    artefact = open_artefact(folder)
+    assert sessions._preferred(artefact, "unet/combine.onnx", "cuda") == "unet/combine.cuda.onnx"
+    assert sessions._preferred(artefact, "unet/combine.onnx", "cpu") == "unet/combine.onnx"
+    assert sessions._preferred(artefact, "unet/model.onnx", "cuda") == "unet/model.onnx"
+
+
+def test_a_target_s_folder_is_a_pipeline_by_itself(folder: Path) -> None:
+    shutil.copytree(folder, folder.parent / "copy")
+    (folder.parent / "copy/manifest.json").unlink()
+    (folder.parent / "copy").rename(folder / "half")
+    seal(folder)
+    artefact = open_artefact(folder)
+    assert artefact.targets == ("half", "")
+    part = artefact.within("half")
+    assert part.table == artefact.table
+    assert part.folder == folder / "half"
+    open_session(part, "unet/combine.onnx", COMBINE, ["guided"])
+    (folder / "half/unet/model.onnx_data").write_bytes(b"changed")
+    with pytest.raises(IntegrityError, match=r"half/unet/model\.onnx_data"):
+        open_session(part, "unet/combine.onnx", COMBINE, ["guided"])

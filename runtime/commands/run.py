@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from ...specs.errors import Fault, SpecError
+from ...specs.errors import Fault, InputError, SpecError
 from ..artefact import Artefact, open_artefact
 from ..console import json_option, one_line, print_result, reporter, warn
+from ..devices import DEVICES, check_device
 from ..images import Provenance, write_png
-from ..sampler import Sampler
-from ..sessions import DEVICES, Placement
+from ..sampler import BATCH, Sampler
+from ..sessions import Placement, Precision
 
 MOST_IMAGES = 10_000  # of a prompt; keeps names sortable and seeds below 2^64
 LARGEST_SEED = 2**64 - 1 - MOST_IMAGES
@@ -52,7 +53,16 @@ class Image:
     show_default=True,
     help="CPU threads; 0: as many as cores.",
 )
+@click.option("--size", metavar="HEIGHTxWIDTH", help="Of the images, in pixels; else the model's own.")
 @click.option("--device", type=click.Choice(sorted(DEVICES)), default="cpu", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="float32",
+    show_default=True,
+    help="What OpenVINO multiplies in; bfloat16 is faster where the CPU has it, and less exact.",
+)
+@click.option("--target", help="Folder of the artefact to draw from, where it holds several targets.")
 @json_option
 def command(
     folder: Path,
@@ -63,7 +73,10 @@ def command(
     negative: str | None,
     guidance_scale: float | None,
     threads: int,
+    size: str | None,
     device: str,
+    precision: Precision,
+    target: str | None,
     as_json: bool,
 ) -> None:
     """Draw images with the artefact in FOLDER, which is verified first.
@@ -73,8 +86,12 @@ def command(
     drawn from, in metadata that is not signed.
     """
     _check_output(output)
+    pixels_asked = None if size is None else _size(size)
+    placement = Placement(device, threads, precision)
+    check_device(device)
     artefact = open_artefact(folder)
-    sampler = Sampler.open(artefact, Placement(device, threads))
+    drawn_from = _target(artefact, device, target)
+    sampler = Sampler.open(drawn_from, placement)
     images = _images(prompts, seed, count, output)
     cut = _warn_about_cuts(sampler, prompts)
     if not artefact.manifest.passed:
@@ -85,6 +102,8 @@ def command(
             [image.seed for image in images],
             negative=negative,
             guidance_scale=guidance_scale,
+            size=pixels_asked,
+            batch_size=_batch(artefact, device),
             on_step=report.task("draw", len(images) * len(sampler.table.steps)),
         )
     for image, drawn in zip(images, pixels, strict=True):
@@ -101,6 +120,35 @@ def _check_output(output: Path) -> None:
         raise SpecError(
             Fault("E_OUTPUT", "its folder does not exist", str(output), f"mkdir -p {output.parent}")
         )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return height and width of `HEIGHTxWIDTH`; whether a graph takes them is asked later."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and len(text) < 12):
+        hint = "for example 512x768: height, then width"
+        raise SpecError(Fault("E_SIZE", f"`{one_line(text)}`, expected HEIGHTxWIDTH in pixels", "size", hint))
+    return int(height), int(width)
+
+
+def _target(artefact: Artefact, device: str, asked: str | None) -> Artefact:
+    """Return the part of an artefact to draw from: what the user asked for, else what the device needs.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    wanted = DEVICES[device].target if asked is None else asked.strip("/")
+    if wanted and wanted not in artefact.targets:
+        there = ", ".join(f"`{name}`" for name in artefact.targets if name) or "none in folders of their own"
+        hint = "" if asked is not None else f"add `- {wanted}: {{}}` under `emit` and build it again"
+        raise InputError(Fault("E_TARGET", f"no target `{one_line(wanted)}`; there is: {there}", hint=hint))
+    return artefact.within(wanted) if wanted else artefact
+
+
+def _batch(artefact: Artefact, device: str) -> int:
+    """Return how many images to draw at once: an engine takes no more than it was built for."""
+    targets = [target for target in artefact.manifest.targets if target.emitter == DEVICES[device].target]
+    return min([BATCH, *(target.parameters["batch"][2] for target in targets)])
 
 
 def _images(prompts: tuple[str, ...], seed: int, count: int, output: Path) -> list[Image]:
