@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from optimum.onnxruntime import ORTStableDiffusionPipeline  # type: ignore[import-not-found] # own environment
+from optimum.onnxruntime import ORTDiffusionPipeline  # type: ignore[import-not-found] # own environment
 
 artefact, noise, request, output = sys.argv[1:]
 asked = json.loads(Path(request).read_text())
-pipeline = ORTStableDiffusionPipeline.from_pretrained(artefact)
+pipeline = ORTDiffusionPipeline.from_pretrained(artefact)
 pipeline.set_progress_bar_config(disable=True)
 images = pipeline(
     asked["prompts"],

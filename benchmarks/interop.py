@@ -4,12 +4,14 @@
 
 PATH is the Python of an environment with transformers 4.57.6, diffusers 0.36.0, optimum 2.1.0 and
 optimum-onnx 0.1.0, which cannot share ours. All draw from the same unit noise, schedule and constant
-scale; prints PSNR in dB against `retouch run` for each sampler, and writes results/interop.json.
+scale; prints PSNR in dB against `retouch run` for each sampler on the demo model, and for small random
+models of the other families, and writes results/interop.json.
 """
 
 import json
 import subprocess
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,40 +28,71 @@ from retouch.runtime.artefact import open_artefact
 from retouch.runtime.noise import normal
 from retouch.runtime.sampler import Sampler
 from retouch.specs.fields import DEMO_SPEC
+from tests.tiny import make_tiny_v2, make_tiny_xl
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS = ["a dog", "the apple logo", "a pizza in noto style", "a female doctor on a blue background"]
 STEPS, SCALE = 20, 4.0  # the demo spec's steps, and a scale of its own
+EQUAL = 200.0  # dB, above what any two different images have
+SMALL = """
+schema: 1
+name: small
+version: 1.0.0
+source: {{model: model}}
+edits: []
+sampling: {{sampler: {sampler}, steps: {steps}, guidance_scale: {scale}}}
+emit: [onnx: {{parity: false}}, diffusers: {{}}]
+"""
 Pixels = NDArray[np.uint8]
 
 
 @click.command()
 @click.option("--optimum-python", type=click.Path(path_type=Path, exists=True), required=True)
 def main(optimum_python: Path) -> None:
-    """Compare on the demo model."""
-    table = Table("sampler", "optimum-onnx, dB", "diffusers emit, dB")
+    """Compare on the demo model and on small models of the other families."""
+    table = Table("model and sampler", "optimum-onnx, dB", "diffusers emit, dB")
     results = {}
-    for sampler in ("ddim", "dpmpp_2m", "euler"):
+    for case, write in CASES.items():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            ours, noise = draw_ours(folder, sampler)
+            write(folder)
+            ours, noise = draw_ours(folder)
             peers = {
                 "optimum_onnx": draw_optimum(folder, noise, optimum_python),
                 "diffusers": draw_diffusers(folder, noise),
             }
-        results[sampler] = {peer: round(psnr(ours, pixels), 1) for peer, pixels in peers.items()}
-        table.add_row(sampler, *(f"{value}" for value in results[sampler].values()))
+        # no pixel of 255 differs: JSON has no infinity
+        values = {peer: min(round(psnr(ours, pixels), 1), EQUAL) for peer, pixels in peers.items()}
+        results[case] = values
+        table.add_row(case, *(f"{value}" for value in values.values()))
     Console().print(table)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "interop.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
 
 
-def draw_ours(folder: Path, sampler: str) -> tuple[Pixels, NDArray[np.float32]]:
-    """Build the demo spec with this sampler and no schedule; return our images and the noise behind them."""
-    spec = folder / "edit.yaml"
-    text = DEMO_SPEC.read_text().replace("sampler: dpmpp_2m", f"sampler: {sampler}")
-    spec.write_text(text)
-    plan = make_plan(spec)
+def demo(sampler: str) -> Callable[[Path], None]:
+    """Return what writes the demo spec with this sampler."""
+
+    def write(folder: Path) -> None:
+        text = DEMO_SPEC.read_text().replace("sampler: dpmpp_2m", f"sampler: {sampler}")
+        (folder / "edit.yaml").write_text(text)
+
+    return write
+
+
+def small(make: Callable[[Path], Path], sampler: str) -> Callable[[Path], None]:
+    """Return what writes a small random model of the tests, and a spec without edits."""
+
+    def write(folder: Path) -> None:
+        make(folder / "model")
+        (folder / "edit.yaml").write_text(SMALL.format(sampler=sampler, steps=STEPS, scale=SCALE))
+
+    return write
+
+
+def draw_ours(folder: Path) -> tuple[Pixels, NDArray[np.float32]]:
+    """Build the spec in `folder` without its schedule; return our images and the noise behind them."""
+    plan = make_plan(folder / "edit.yaml")
     kept = tuple(edit for edit in plan.spec.edits if edit.name != "bake_guidance")
     constant = replace(plan, carried=plan.carried[: len(kept)], spec=replace(plan.spec, edits=kept))
     build(constant, folder / "artefact", Options())
@@ -89,9 +122,9 @@ def draw_optimum(folder: Path, noise: NDArray[np.float32], python: Path) -> Pixe
 def draw_diffusers(folder: Path, noise: NDArray[np.float32]) -> Pixels:
     """Draw with diffusers from the diffusers emit."""
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(
+    pipeline: Any = DiffusionPipeline.from_pretrained(
         folder / "artefact" / "diffusers", torch_dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -114,6 +147,13 @@ def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio, in dB."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+CASES: Mapping[str, Callable[[Path], None]] = {
+    **{sampler: demo(sampler) for sampler in ("ddim", "dpmpp_2m", "euler")},
+    "small SD 2.1, ddim": small(make_tiny_v2, "ddim"),
+    "small SDXL, euler": small(make_tiny_xl, "euler"),
+}
 
 
 if __name__ == "__main__":
