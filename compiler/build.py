@@ -21,6 +21,8 @@ from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
 from . import manifest as manifests
 from .cache import default_cache
 from .card import write_card
+from .cost import check_room, estimate
+from .digests import remembering
 from .emit import Emitter, Job, Ledger, Watch
 from .load import source_files
 from .plan import Plan, size_of
@@ -37,6 +39,7 @@ class Options:
     force: bool = False
     locked: bool = False
     keep_failed: bool = False
+    regardless: bool = False
     cache: Path = field(default_factory=default_cache)
 
 
@@ -47,9 +50,12 @@ def build(
 
     Raises:
         GateError: evidence does not meet its threshold; `target` is not written.
-        SpecError, InputError, UndecidedError: with all faults; `target` is not written.
+        SpecError, InputError, UndecidedError: with all faults; `target` is not written. UndecidedError too
+            where this machine has too little memory or disk, unless `options.regardless`.
     """
     options, report = options or Options(), report or Quiet()
+    if not options.regardless:
+        check_room(estimate(plan.pipeline, plan.spec.emit, options.cache), target)
     plan = plan.at_work(options.cache, report)
     started = time.time()
     lock = _locked_inputs(plan, options)
@@ -109,7 +115,9 @@ def _emit(
 
 def _locked_inputs(plan: Plan, options: Options) -> Lock:
     """Hash every input; with `locked`, refuse what differs from the lock beside the spec."""
-    lock = make_lock(plan.file, _inputs(plan))
+    # A lock that is to be checked is worth reading every byte for.
+    digest = digest_file if options.locked else remembering(options.cache)
+    lock = make_lock(plan.file, _inputs(plan), digest)
     if options.locked:
         check_lock(read_lock(lock_file(plan)), lock)
     return lock

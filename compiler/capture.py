@@ -72,13 +72,18 @@ def skeleton_of(
 
 def program_of(interface: Interface, edits: Sequence[GraphEdit], cache: Path) -> Program:
     """Return a component's program, from the cache where it is there and whole."""
-    store, key = Store(cache), digest_of(structure_of(interface, edits))
+    store, key = Store(cache), program_key(interface, edits)
     kept = store.get(key)
     if kept is not None:
         return Program.load(kept)
     program = _capture(interface, edits)
     store.put(key, program.dump())
     return program
+
+
+def program_key(interface: Interface, edits: Sequence[GraphEdit]) -> str:
+    """Return the key of a component's program in the cache."""
+    return digest_of(structure_of(interface, edits))
 
 
 def structure_of(interface: Interface, edits: Sequence[GraphEdit]) -> dict[str, Any]:

@@ -49,6 +49,10 @@ class Store:
             os.utime(file)
         return value
 
+    def has(self, key: str) -> bool:
+        """Whether there is an entry, whole or not."""
+        return (self.folder / key).is_file()
+
     def put(self, key: str, value: bytes) -> None:
         """Keep a value; of several writers of one key any may win, for they write the same.
 

@@ -4,7 +4,7 @@ It knows no model: whoever opened the inputs hands in their roles, labels and pa
 path as the spec writes it, or relative to the source, so a lock means the same on every machine.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,8 +32,12 @@ class Lock(Document):
     model_config = ConfigDict(**{**Document.model_config, "populate_by_name": True})
 
 
-def make_lock(spec: Path, inputs: Iterable[tuple[str, str, Path]]) -> Lock:
-    """Return the lock of a spec and the (role, label, file) of each input; each file is read once.
+def make_lock(
+    spec: Path,
+    inputs: Iterable[tuple[str, str, Path]],
+    digest: Callable[[Path], str] = digest_file,
+) -> Lock:
+    """Return the lock of a spec and the (role, label, file) of each input; `digest` gives a file's SHA-256.
 
     Raises:
         InputError: naming every file that cannot be read, and every label that stands for two files.
@@ -41,7 +45,7 @@ def make_lock(spec: Path, inputs: Iterable[tuple[str, str, Path]]) -> Lock:
     faults, records = [], {}
     for role, label, file in sorted(set(inputs)):
         try:
-            record = {"role": role, "path": label, "size": file.stat().st_size, "sha256": digest_file(file)}
+            record = {"role": role, "path": label, "size": file.stat().st_size, "sha256": digest(file)}
         except OSError as error:
             faults.append(Fault("E_INPUT_FILE", f"{role} file cannot be read: {error.strerror}", label))
             continue

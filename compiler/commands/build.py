@@ -18,6 +18,7 @@ from .plan import size
 @click.option("--force", is_flag=True, help="Replace an artefact that stands there.")
 @click.option("--locked", is_flag=True, help="Refuse inputs that differ from the lock beside the spec.")
 @click.option("--keep-failed", is_flag=True, help="Leave an artefact whose evidence failed as OUTPUT.failed.")
+@click.option("--regardless", is_flag=True, help="Start even where memory or disk looks too small.")
 @click.option("--dry-run", is_flag=True, help="Plan only: read headers, write nothing.")
 @json_option
 @click.pass_context
@@ -28,12 +29,14 @@ def command(
     force: bool,
     locked: bool,
     keep_failed: bool,
+    regardless: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Build SPEC into a folder that `retouch verify` and `retouch run` open.
 
-    Exits with 1 when evidence does not meet the spec's thresholds; nothing is then written.
+    Exits with 1 when evidence does not meet the spec's thresholds, and with 4 when this machine has too
+    little memory or disk; nothing is then written.
     """
     if dry_run:
         from .plan import command as plan_command
@@ -42,7 +45,8 @@ def command(
         return
     plan = make_plan(spec)
     with reporter(quiet=as_json) as report:
-        manifest = build(plan, output, Options(force=force, locked=locked, keep_failed=keep_failed), report)
+        options = Options(force, locked, keep_failed, regardless)
+        manifest = build(plan, output, options, report)
     written = sum(file.size for file in manifest.files)
     judged = [
         *manifest.statements,

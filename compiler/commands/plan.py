@@ -6,6 +6,8 @@ from typing import Any
 import click
 
 from ...runtime.console import json_option, print_result
+from ..cache import default_cache
+from ..cost import check_room, estimate
 from ..plan import make_plan
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -13,11 +15,25 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 @click.command("plan")
 @click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--regardless", is_flag=True, help="Do not fail where memory or disk looks too small.")
 @json_option
-def command(spec: Path, as_json: bool) -> None:
-    """Show the order of the passes of SPEC, the tensors each one touches, and what build and gates cost."""
-    summary = make_plan(spec).summary()
+def command(spec: Path, regardless: bool, as_json: bool) -> None:
+    """Show the order of the passes of SPEC, the tensors each one touches, and what build and gates cost.
+
+    Exits with 4 when this machine has too little memory or disk for the build.
+    """
+    plan = make_plan(spec)
+    cost = estimate(plan.pipeline, plan.spec.emit, default_cache())
+    summary = plan.summary()
+    summary["cost"] |= {
+        "disk_bytes": cost.disk,
+        "memory_bytes": cost.memory,
+        "seconds": round(cost.seconds, 1),
+        "captures": list(cost.cold),
+    }
     print_result({"plan": summary}, _text(summary), as_json)
+    if not regardless:
+        check_room(cost, spec)
 
 
 def _text(plan: dict[str, Any]) -> str:
@@ -35,8 +51,11 @@ def _text(plan: dict[str, Any]) -> str:
     lines += [f"  emit      {emitter['name']}" for emitter in plan["emit"]]
     lines += [f"  gate      {gate['name']}" for gate in plan["gates"]]
     lines.append(
-        f"  cost      {size(cost['disk_bytes'])} on disk, largest tensor {size(cost['largest_tensor_bytes'])}"
+        f"  cost      about {cost['seconds']:.0f} s, {size(cost['memory_bytes'])} of memory, "
+        f"{size(cost['disk_bytes'])} on disk, largest tensor {size(cost['largest_tensor_bytes'])}"
     )
+    if cost["captures"]:
+        lines.append(f"            graphs to capture first: {', '.join(cost['captures'])}")
     lines.append(
         f"            {cost['images']:,} images, {cost['denoiser_evaluations']:,} denoiser evaluations"
     )

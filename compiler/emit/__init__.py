@@ -7,6 +7,7 @@ tensor is read, cast, shown to the observers, hashed, written and freed.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import ClassVar
 
@@ -81,9 +82,16 @@ class Emitter(ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
+    # Whether graphs are written: those that the cache does not hold are captured first, with torch.
+    captures: ClassVar[bool] = False
+
     @abstractmethod
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         """Write this target into `folder`, the root of the artefact."""
+
+    def written_bytes(self, pipeline: Pipeline) -> int:
+        """Return about how many bytes of weights this target writes: as many as there are, unless it says."""
+        return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in pipeline.tensors.values())
 
     @property
     def name(self) -> str:

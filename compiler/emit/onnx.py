@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -48,6 +49,14 @@ class Onnx(Emitter):
     size: Size | None = None
     sizes: Annotated[tuple[Size, ...], Field(max_length=16)] = ()
     parity: bool = True
+    captures: ClassVar[bool] = True
+
+    def written_bytes(self, pipeline: Pipeline) -> int:
+        roles = {name: component.role for name, component in pipeline.components.items()}
+        return sum(
+            prod(tensor.shape) * self._width(roles[name.partition(".")[0]], len(tensor.shape))
+            for name, tensor in pipeline.tensors.items()
+        )
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         self._check(pipeline)
@@ -73,6 +82,11 @@ class Onnx(Emitter):
         if role == "vae":
             return Form(self.profile, self.vae_precision)
         return Form(self.profile, self.precision, self.weights)
+
+    def _width(self, role: str, axes: int) -> int:
+        """Return the bytes of an element; matrices may be packed."""
+        form = self.form(role)
+        return 1 if form.packing == "int8" and axes == 2 else DTYPES[form.precision].itemsize
 
     def label(self) -> str:
         """Return what tells this target from another one of the same emitter."""

@@ -1,0 +1,91 @@
+"""What a build will take in time, memory and disk, before it starts; from headers and a small measured model.
+
+The model's constants were measured with benchmarks/compile.py on two cores of an AMD EPYC, which is no fast
+machine: times are for orientation, memory and disk are what `check_room` refuses by.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from ..specs.errors import Fault, UndecidedError, raise_all
+from .capture import program_key
+from .emit import Emitter
+from .interfaces import interfaces
+from .ir import Pipeline
+from .memory import available_memory
+from .store import Store
+from .write import AHEAD
+
+# Importing torch, diffusers and transformers, and tracing, for each weight of a graph. SD 1.5's U-Net has
+# 686 weights and took 12 s in all; SDXL's has 1680 and took 28 s.
+IMPORT_SECONDS, CAPTURE_SECONDS = 5.0, 0.012
+# Bytes a second that are read, hashed twice and written.
+WRITE_RATE = 350e6
+# Python with NumPy and onnx; the same with torch and the two model libraries; a weight's share of a trace.
+WARM_MEMORY, COLD_MEMORY, CAPTURE_MEMORY = 160 << 20, 400 << 20, 150 << 10
+# Room beside what is written: graphs, tokenizers, evidence.
+SMALL_FILES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate: seconds, bytes of memory at the peak, bytes on disk; `cold` graphs must be captured."""
+
+    seconds: float
+    memory: int
+    disk: int
+    cold: tuple[str, ...]
+
+
+def estimate(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> Cost:
+    """Return what a build takes, apart from encoding prompts, from training and from images drawn."""
+    cold = _cold(pipeline, emitters, cache)
+    weights = sum(cold.values())
+    disk = sum(emitter.written_bytes(pipeline) for emitter in emitters)
+    seconds = disk / WRITE_RATE + (IMPORT_SECONDS + CAPTURE_SECONDS * weights if cold else 0.0)
+    return Cost(seconds, _memory(pipeline, cold), disk + SMALL_FILES, tuple(cold))
+
+
+def check_room(cost: Cost, target: Path) -> None:
+    """Refuse to start what this machine has no room for.
+
+    Raises:
+        UndecidedError: memory or disk is too small; both are named.
+    """
+    raise_all(UndecidedError, shortages(cost, target))
+
+
+def shortages(cost: Cost, target: Path) -> list[Fault]:
+    """Return what a build needs and this machine does not have."""
+    place = next(folder for folder in [target.absolute(), *target.absolute().parents] if folder.is_dir())
+    free, memory = shutil.disk_usage(place).free, available_memory()
+    hint = "free some, or give --regardless to try anyway"
+    faults = []
+    if cost.disk > free:
+        message = f"about {cost.disk / 1e9:.1f} GB will be written, {free / 1e9:.1f} GB are free"
+        faults.append(Fault("E_DISK", message, str(place), hint))
+    if cost.memory > memory:
+        message = f"about {cost.memory / 1e9:.1f} GB of memory are needed, {memory / 1e9:.1f} GB are free"
+        faults.append(Fault("E_MEMORY", message, hint=hint))
+    return faults
+
+
+def _cold(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> dict[str, int]:
+    """Return the graphs that must be captured, and how many weights each component has."""
+    if not any(emitter.captures for emitter in emitters):
+        return {}
+    store = Store(cache)
+    return {
+        interface.folder: len(pipeline.tensors_of(interface.component.name))
+        for interface in interfaces(pipeline)
+        if not store.has(program_key(interface, pipeline.graph_edits))
+    }
+
+
+def _memory(pipeline: Pipeline, cold: dict[str, int]) -> int:
+    largest = max((2 * prod(tensor.shape) * 4 for tensor in pipeline.tensors.values()), default=0)
+    writing = WARM_MEMORY + max(AHEAD, largest)
+    return max(writing, COLD_MEMORY + CAPTURE_MEMORY * max(cold.values())) if cold else writing
