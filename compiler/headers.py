@@ -46,6 +46,7 @@ def read_header(file: Path) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _malformed(file, "`__metadata__` is not a map of strings")
+    _check_room(entries, file, size - start)
     faults, tensors = [], {}
     for name in sorted(entries):
         try:
@@ -144,6 +145,14 @@ def _stored(name: str, entry: Any, file: Path, start: int, room: int) -> Stored:
     if offsets[1] - offsets[0] != expected:
         raise ValueError(f"{offsets[1] - offsets[0]} bytes for {code} {shape}, expected {expected}")
     return Stored(file, start + offsets[0], DTYPES[code], tuple(shape))
+
+
+def _check_room(entries: Mapping[str, Any], file: Path, room: int) -> None:
+    """Refuse a file that was cut off in one sentence, not in one for each tensor."""
+    ends = [entry.get("data_offsets") for entry in entries.values() if isinstance(entry, dict)]
+    needed = max((end[1] for end in ends if _whole(end) and len(end) == 2), default=0)
+    if needed > room:
+        raise _malformed(file, f"the tensors take {needed} bytes, but only {room} follow the header")
 
 
 def _whole(value: Any) -> bool:

@@ -155,6 +155,17 @@ def widen(array: Array) -> Array:
     return array.astype(np.float32)
 
 
+def is_finite(array: Array) -> bool:
+    """Whether every element is a number: no NaN, no infinity."""
+    if array.dtype.kind in "iub":
+        return True
+    if array.dtype.itemsize != 2:
+        return bool(np.isfinite(array).all())
+    # Both 16-bit types order their bits as whole numbers, infinity and NaN last; NumPy has no fast path.
+    infinity = np.array(np.inf, array.dtype).view(np.uint16)
+    return bool((array.view(np.uint16) & 0x7FFF).max(initial=0) < infinity)
+
+
 def authors(tensor: Tensor) -> tuple[str, ...]:
     """Return the passes that wrote a tensor, first one first."""
     match tensor:

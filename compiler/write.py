@@ -24,7 +24,7 @@ from .emit import Job
 from .ir import Pipeline
 from .packing import packed_bytes
 from .rounding import rounded_up
-from .tensors import Array, Stored, Tensor, Tied
+from .tensors import Array, Stored, Tensor, Tied, is_finite
 from .threads import single_threaded
 
 # Tensors that are computed at a time. More would only wait for the disk.
@@ -166,6 +166,7 @@ class WritePass:
             loss = _distance(values, given)
         else:
             values = _cast(given, entry.dtype)
+            _refuse_broken(entry.name, values)
             data = np.ascontiguousarray(values.T) if entry.transposed else values
         digest = hashlib.sha256(_bytes(data).data).hexdigest()
         return Computed(entry, values, data, digest, self._changed(entry, data), loss)
@@ -229,10 +230,21 @@ class _Output:
                 if not piece:
                     raise InputError(Fault("E_FILE", "ends before its tensors do", str(stored.file)))
                 left -= len(piece)
-                data = _bytes(_cast(np.frombuffer(piece, stored.dtype), entry.dtype)).data
+                values = _cast(np.frombuffer(piece, stored.dtype), entry.dtype)
+                _refuse_broken(entry.name, values)
+                data = _bytes(values).data
                 own.update(data)
                 self.put(data)
         return own.hexdigest()
+
+
+def _refuse_broken(name: str, values: Array) -> None:
+    """Refuse weights that would turn images into noise or black, before they ship."""
+    if not is_finite(values):
+        message = f"not finite as {values.dtype.name}: it holds NaN or infinity"
+        raise InputError(
+            Fault("E_NOT_FINITE", message, name, "is the source broken, or too large for the type?")
+        )
 
 
 def _stored(tensor: Tensor) -> Stored | None:

@@ -45,7 +45,7 @@ HOSTILE = {
     "boolean shape": (entry(shape=[True, 2]), "not a list of at most"),
     "huge shape": (entry(shape=[1 << 50]), "not a list of at most"),
     "too many dimensions": (entry(shape=[1] * 9 + [2]), "not a list of at most 8"),
-    "beyond the end": (entry(data_offsets=[0, 9]), "do not lie in the 8 bytes"),
+    "beyond the end": (entry(data_offsets=[0, 9]), "take 9 bytes, but only 8 follow"),
     "falling offsets": (entry(data_offsets=[8, 0]), "do not lie in"),
     "wrong size": (entry(shape=[1]), "8 bytes for F32 [1], expected 4"),
     "missing key": ({"a": {"dtype": "F32"}}, "expected `dtype`, `shape` and `data_offsets`"),

@@ -383,7 +383,7 @@ def test_two_published_models_with_the_same_tensors_are_told_apart_or_asked_abou
     published: Path, tmp_path: Path
 ) -> None:
     file = published_file("stable-diffusion-2-1", published)
-    with pytest.raises(InputError, match=r"cannot tell stable-diffusion-2-1 .* add `prediction: epsilon`"):
+    with pytest.raises(InputError, match=r"(?s)cannot tell stable-diffusion-2-1 .* add `prediction: epsilon`"):
         said(file)
     assert said(file, prediction="v_prediction") == ("v_prediction", False, 96)
     assert said(file, prediction="epsilon") == ("epsilon", False, 64)
