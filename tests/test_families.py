@@ -1,7 +1,9 @@
 """Families as data: their files are sound, and the published configs describe the published models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from retouch.compiler.families import families, family_of
+from retouch.compiler.conditioning import conditioning_of
+from retouch.compiler.families import Family, families, family_of
 from retouch.compiler.families.published import CONFIGS, published_folder, published_models
+from retouch.compiler.ir import Component
 from retouch.specs.errors import InputError
 
 CLASSES = {
@@ -63,6 +67,55 @@ def test_a_published_model_is_of_a_family_and_has_its_parts(model: str) -> None:
     assert set(parts) == set(family.roles)
     assert {name: parts[name][1] for name in family.classes} == family.classes
     assert {key: index[key] for key in family.settings} == family.settings
+
+
+@pytest.mark.parametrize("model", published_models())
+def test_a_published_model_says_what_its_denoiser_is_told(model: str) -> None:
+    family, components = published(model)
+    conditioning = conditioning_of(family, components, family.settings)
+    expected = {
+        "stable-diffusion-xl-base-1.0": ["hidden_states.11", "hidden_states.31"],
+        "stable-diffusion-xl-inpainting-1.0": ["hidden_states.11", "hidden_states.31"],
+        "stable-diffusion-xl-refiner-1.0": ["hidden_states.31"],
+    }
+    assert [source.output for source in conditioning.text] == expected.get(model, ["last_hidden_state"])
+    assert conditioning.zero_negative == (model in list(expected)[:2])
+    assert len(conditioning.time_ids) == {1: 5, 2: 6}.get(len(expected.get(model, [])), 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"time_cond_proj_dim": 256}, "`time_cond_proj_dim: 256` is an input"),
+        ("unet", {"in_channels": 9}, "9 input channels"),
+        ("unet", {"cross_attention_dim": 768}, "768 wide, the text encoders make 2048"),
+        ("unet", {"addition_embed_type": None}, "`addition_embed_type` is None"),
+        ("unet", {"projection_class_embeddings_input_dim": 2560}, "reads 2560 numbers"),
+        ("text_encoder_2", {"projection_dim": 1024}, "a pooled state is 1024 wide"),
+        ("vae", {"latents_mean": [0.0, 0.0, 0.0, 0.0]}, "latents_mean"),
+        ("vae", {"latent_channels": None}, "usable"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_named(
+    part: str, change: dict[str, Any], message: str
+) -> None:
+    family, components = published("stable-diffusion-xl-base-1.0")
+    components[part] = replace(components[part], config={**components[part].config, **change})
+    with pytest.raises(InputError, match=message):
+        conditioning_of(family, components, family.settings)
+
+
+def published(model: str) -> tuple[Family, dict[str, Component]]:
+    """Return a published model's family, and its parts without tensors."""
+    folder = published_folder(model)
+    index = json.loads((folder / "model_index.json").read_text())
+    family = family_of(index["_class_name"], {name for name, entry in index.items() if isinstance(entry, list) and any(entry)})
+    components = {}
+    for name, role in family.roles.items():
+        file = folder / name / "config.json"
+        config = json.loads(file.read_text()) if file.is_file() else {}
+        components[name] = Component(name, role, *index[name], config, folder / name)
+    return family, components
 
 
 def test_an_unknown_published_model_is_an_error_that_names_the_known() -> None:

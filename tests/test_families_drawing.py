@@ -160,6 +160,16 @@ def test_gates_of_a_model_that_needs_an_image_are_refused_before_anything_is_wri
         make_plan(tmp_path / "edit.yaml")
 
 
+def test_an_autoencoder_that_needs_float32_keeps_it(tmp_path: Path) -> None:
+    make_tiny_xl(tmp_path / "model")
+    write_spec(tmp_path, "euler")
+    spec = tmp_path / "edit.yaml"
+    spec.write_text(spec.read_text().replace("onnx: {}", "onnx: {vae_precision: float16}"))
+    with pytest.raises(SpecError, match="this autoencoder's config says that it needs more"):
+        build(make_plan(spec), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_config_that_does_not_fit_its_family_is_named(tmp_path: Path) -> None:
     file = make_tiny_inpainting(tmp_path / "model") / "model_index.json"
     index = json.loads(file.read_text())

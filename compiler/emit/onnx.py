@@ -161,6 +161,12 @@ class Onnx(Emitter):
         if self.weights == "int8" and self.profile == "tensorrt":
             hint = "TensorRT reads standard operators only: leave `weights` out, or choose another profile"
             faults.append(Fault("E_PROFILE", "8-bit weights are an operator of onnxruntime", "weights", hint))
+        if self.vae_precision == "float16" and any(
+            vae.config.get("force_upcast") for vae in pipeline.of_role("vae")
+        ):
+            # SDXL's: its activations leave the range of float16, and images come out black.
+            message, hint = "this autoencoder's config says that it needs more", "leave `vae_precision` out"
+            faults.append(Fault("E_PRECISION", message, "onnx.vae_precision", hint))
         for interface in interfaces(pipeline):
             sizes = [*([self.size] if self.size else []), *self.sizes]
             faults += [fault for size in sizes for fault in _uneven(interface, size, cell)]
