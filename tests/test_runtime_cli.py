@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from runtime_artefact import Recipe, make_artefact, some_steps
 
-from retouch.runtime import cli
+from retouch.runtime import cli, devices
 from retouch.runtime.cli import main
 from retouch.runtime.console import printable, reporter
 from retouch.specs.errors import Fault, IntegrityError
@@ -139,6 +139,33 @@ def test_run_writes_one_image_to_the_file_itself(
     assert Image.open(tmp_path / "s-003.png").tobytes() == Image.open(file).tobytes()
 
 
+def test_run_draws_at_a_size(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawing = ["run", str(original), "-p", "a cat", "-o", str(tmp_path / "x.png"), "--threads", "1"]
+    assert main([*drawing, "--size", "12x16"]) == 0
+    assert Image.open(tmp_path / "x.png").size == (16, 12)
+    assert main([*drawing, "--size", "13x16"]) == 2
+    assert "13 x 16 pixels, expected multiples of 2" in capsys.readouterr().err
+
+
+def test_a_target_that_is_not_there_is_told(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = ["run", str(original), "-p", "a cat", "-o", str(tmp_path / "x.png")]
+    assert main([*drawing, "--target", "half"]) == 2
+    assert "no target `half`; there is: none in folders of their own" in capsys.readouterr().err
+    monkeypatch.setattr("retouch.runtime.commands.run.check_device", lambda name: None)
+    assert main([*drawing, "--device", "rtx"]) == 2
+    assert "add `- tensorrt_rtx: {}` under `emit`" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_here_exits_with_4_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_driver", lambda: False)
+    assert main(["run", "nowhere", "-p", "x", "-o", str(tmp_path / "x.png"), "--device", "rtx"]) == 4
+    assert "there is no NVIDIA driver here" in capsys.readouterr().err
+
+
 def test_run_warns_about_words_that_do_not_fit(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +183,12 @@ def test_run_warns_about_words_that_do_not_fit(
         (["run", "x", "-p", "x", "-o", "x.jpg"], 2, "x.jpg: does not end in .png"),
         (["run", "x", "-p", "x", "-o", "nowhere/x.png"], 2, "its folder does not exist"),
         (["run", "x", "-p", "x", "-o", "x.png", "--seed", "-1"], 2, "Invalid value for '--seed'"),
+        (["run", "x", "-p", "x", "-o", "x.png", "--size", "8"], 2, "`8`, expected HEIGHTxWIDTH in pixels"),
+        (
+            ["run", "x", "-p", "x", "-o", "x.png", "--precision", "bfloat16"],
+            2,
+            "the device `cpu` computes in",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(

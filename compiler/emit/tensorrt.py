@@ -4,7 +4,6 @@ That is the graph, checked with TensorRT-RTX's parser where that is installed (b
 shapes, and the exact commands.
 """
 
-import ctypes
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...runtime.devices import has_driver
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from ..engines import PLAIN, RTX, STEPS, Order, Shapes, build, check_installed, parse
@@ -20,7 +20,6 @@ from . import Job
 from ._engines import EngineEmitter
 
 GRAPH, ENGINE, SCRIPT = "model.onnx", "model.plan", "build.sh"
-DRIVER = "libcuda.so.1"
 HEAD = "#!/bin/sh\n# Builds the engines on the GPU that they are for. Run it in this folder.\nset -eu\n"
 
 
@@ -56,19 +55,19 @@ class Tensorrt(EngineEmitter):
 
 def check_driver() -> None:
     """Raise UndecidedError where this machine has no NVIDIA driver, which no package brings."""
-    try:
-        ctypes.CDLL(DRIVER)
-    except OSError as error:
+    if not has_driver():
         hint = "build on the machine with the GPU, with the commands in tensorrt/build.sh"
-        raise UndecidedError(Fault("E_DRIVER", "there is no NVIDIA driver here", DRIVER, hint)) from error
+        raise UndecidedError(Fault("E_DRIVER", "there is no NVIDIA driver here", hint=hint))
 
 
 def trtexec(folder: str, profile: Mapping[str, Shapes]) -> list[str]:
     """Return the command that builds one graph's engine, to be run in the target's folder.
 
-    Networks are strongly typed: precision is the graph's own.
+    Networks are strongly typed: precision is the graph's own. Attention for which a GPU has no kernel may
+    become plain matrix products.
     """
-    command = ["trtexec", f"--onnx={folder}/{GRAPH}", f"--saveEngine={folder}/{ENGINE}", "--stronglyTyped"]
+    command = ["trtexec", f"--onnx={folder}/{GRAPH}", f"--saveEngine={folder}/{ENGINE}"]
+    command += ["--stronglyTyped", "--decomposableAttentions=*"]
     for option, which in (("min", "smallest"), ("opt", "usual"), ("max", "largest")):
         shapes = [
             f"{name}:{'x'.join(map(str, getattr(shape, which)))}" for name, shape in sorted(profile.items())
