@@ -143,7 +143,7 @@ def _change(
     with _fault("E_ADAPTER_SHAPE", where):
         rank = form.rank(place.shape, [tensor.shape for tensor in held])
     with _fault("E_ADAPTER_CONFIG", where):
-        strength = settings.strength(place.component, names, rank, _alpha(parts))
+        strength = settings.strength(place.component, names, rank, stored_alpha(parts))
     return Change(place, layout, form, held, strength)
 
 
@@ -156,7 +156,7 @@ def _fault(code: str, where: str) -> Iterator[None]:
         raise InputError(Fault(code, str(problem), where)) from problem
 
 
-def _alpha(parts: Parts) -> float | None:
+def stored_alpha(parts: Mapping[str, Stored]) -> float | None:
     """Return the alpha that stands beside the factors. Raises ValueError where it is not one number."""
     if "alpha" not in parts:
         return None
