@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 FOREIGN = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "time_cond_proj_dim")
 
 
-def settings_of(family: Family, index: Mapping[str, Any]) -> dict[str, bool]:
-    """Return a model_index.json's values of the family's settings."""
-    return {name: bool(index.get(name, usual)) for name, usual in family.settings.items()}
-
-
 def conditioning_of(
     family: Family, components: Mapping[str, "Component"], settings: Mapping[str, bool]
 ) -> Conditioning:

@@ -14,11 +14,11 @@ import numpy as np
 
 from ..runtime.artefact import Artefact
 from ..specs.errors import Fault, InputError, UndecidedError
-from .conditioning import settings_of
 from .families import family_of
 from .interfaces import interfaces
 from .ir import Component, GraphEdit, Pipeline
 from .sampling import Conditioning, Guidance, Sampling, Schedule
+from .sources.folder import read_settings
 from .tensors import Stored, Tensor, View
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def shipped_pipeline(artefact: Artefact, edits: tuple[GraphEdit, ...] = ()) -> P
         tensors=MappingProxyType(tensors),
         sampling=_sampling(artefact, components),
         graph_edits=edits,
-        settings=settings_of(family, index),
+        settings=read_settings(index, family),
     )
 
 
