@@ -11,6 +11,8 @@ sampling.py   noise schedules, samplers, guidance -> the table of sampling.json
 encode.py     prompts -> text states of a pipeline's own text encoder
 text.py       canonical text of a pipeline, and the difference of two
 families/     model families as data
+adapters/     adapter files in every spelling -> what they change in a pipeline
+describing.py what a model is, for `retouch inspect`
 emit/         one emitter a file
 gates/        one gate a file
 commands/     one command-line verb a file

@@ -1,5 +1,6 @@
 """Merged weights act as PEFT's runtime does, whatever library saved the adapter; nothing is guessed."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
@@ -296,3 +298,12 @@ def test_the_demos_adapter_is_the_same_in_both_of_its_layouts() -> None:
     for name in names:
         assert plain.tensors[name].read().tobytes() == kohya.tensors[name].read().tobytes()
         assert plain.tensors[name].read().tobytes() != demo.tensors[name].read().tobytes()
+
+
+def test_every_example_of_the_documentation_is_a_good_block() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        (edit,) = yaml.safe_load(example)["edits"]
+        assert make("merge_adapters", edit["merge_adapters"]).adapters
