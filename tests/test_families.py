@@ -96,9 +96,7 @@ def test_a_published_model_says_what_its_denoiser_is_told(model: str) -> None:
         ("vae", {"latent_channels": None}, "usable"),
     ],
 )
-def test_parts_that_do_not_fit_each_other_are_named(
-    part: str, change: dict[str, Any], message: str
-) -> None:
+def test_parts_that_do_not_fit_each_other_are_named(part: str, change: dict[str, Any], message: str) -> None:
     family, components = published("stable-diffusion-xl-base-1.0")
     components[part] = replace(components[part], config={**components[part].config, **change})
     with pytest.raises(InputError, match=message):
@@ -109,12 +107,16 @@ def published(model: str) -> tuple[Family, dict[str, Component]]:
     """Return a published model's family, and its parts without tensors."""
     folder = published_folder(model)
     index = json.loads((folder / "model_index.json").read_text())
-    family = family_of(index["_class_name"], {name for name, entry in index.items() if isinstance(entry, list) and any(entry)})
+    family = family_of(
+        index["_class_name"],
+        {name for name, entry in index.items() if isinstance(entry, list) and any(entry)},
+    )
     components = {}
     for name, role in family.roles.items():
         file = folder / name / "config.json"
         config = json.loads(file.read_text()) if file.is_file() else {}
-        components[name] = Component(name, role, *index[name], config, folder / name)
+        library, class_name = index[name]
+        components[name] = Component(name, role, library, class_name, config, folder / name)
     return family, components
 
 
