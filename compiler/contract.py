@@ -5,7 +5,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Protocol
@@ -39,6 +39,20 @@ class Erasure:
     def name(self) -> str:
         """The concept as the spec names it."""
         return self.prompts[0]
+
+
+@dataclass(frozen=True)
+class Balancing:
+    """A concept that a pass balances: prompts that it was not tuned on, and those that ask for a value.
+
+    `question` and `answers` are a judge's; `explicit` has one prompt for each answer, where there are any.
+    """
+
+    concept: str
+    question: str
+    answers: tuple[str, ...]
+    prompts: tuple[str, ...]
+    explicit: Mapping[str, str]
 
 
 class Observer(Protocol):
@@ -83,6 +97,10 @@ class Pass(ABC):
 
     def erasures(self) -> Iterable[Erasure]:
         """Return the concepts that the pass erases, for the gates that look for them."""
+        return ()
+
+    def balancings(self) -> Iterable[Balancing]:
+        """Return the concepts that the pass balances, for the gates that count their values."""
         return ()
 
     @property

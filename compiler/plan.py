@@ -9,7 +9,7 @@ from ..specs.read import Registries, read_spec
 from ..specs.schema import Spec
 from . import registry
 from .conditioning import check_draws
-from .contract import Erasure
+from .contract import Balancing, Erasure
 from .ir import Pipeline
 from .load import MODEL_ROLES, open_source
 from .manifest import parameters
@@ -39,9 +39,14 @@ class Plan:
         """Every concept that a pass says it erases, in spec order."""
         return tuple(erasure for step in self.carried for erasure in step.edit.erasures())
 
+    @property
+    def balanced(self) -> tuple[Balancing, ...]:
+        """Every concept that a pass says it balances, in spec order."""
+        return tuple(balancing for step in self.carried for balancing in step.edit.balancings())
+
     def images(self) -> int:
         """Images that the gates will draw."""
-        return sum(gate.images_needed(len(self.erased)) for gate in self.spec.gates)
+        return sum(gate.images_needed(len(self.erased), self.balanced) for gate in self.spec.gates)
 
     def at_work(self, cache: Path, report: Reporter) -> "Plan":
         """Return this plan with its passes told what they draw with: the sampling that the spec ends in."""
@@ -103,9 +108,7 @@ def make_plan(file: Path) -> Plan:
     """
     spec = read_spec(file, REGISTRIES)
     sampling = spec.sampling
-    source = open_source(
-        spec.source, file.parent, sampling.sampler, sampling.steps, sampling.guidance_scale
-    )
+    source = open_source(spec.source, file.parent, sampling.sampler, sampling.steps, sampling.guidance_scale)
     if spec.gates:
         check_draws(source.family, "`gates`")
     return Plan(file, spec, source, tuple(carry_out(source, spec.edits)))

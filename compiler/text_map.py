@@ -155,13 +155,13 @@ class _Times:
 
     columns: slice
 
-    def __call__(self, weight: Array, text_map: Array) -> Array:
+    def __call__(self, weight: NDArray[Any], text_map: NDArray[Any]) -> Array:
         result = weight.astype(np.float64)
         result[:, self.columns] = result[:, self.columns] @ text_map
         return result
 
 
-def _product(*maps: Array) -> Array:
+def _product(*maps: NDArray[Any]) -> Array:
     """Return the maps' product in the order in which the edits were declared."""
     result = maps[0].astype(np.float64)
     for text_map in maps[1:]:

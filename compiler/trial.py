@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.artefact import open_artefact
-from ..runtime.prompts import PromptEncoder
+from ..runtime.prompts import PromptEncoder, TextStates
 from ..runtime.sampler import Sampler
 from ..runtime.sessions import Placement
 from ..specs.errors import Fault, SpecError
@@ -59,6 +58,7 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
             folder,
             plan.source,
             plan.pipeline.graph_edits,
+            plan.balanced,
         )
         return [evidence for gate in plan.spec.gates for evidence in gate.decide(trial)]
 
@@ -92,12 +92,16 @@ class Mapped(PromptEncoder):
     """A prompt encoder whose text states are mapped."""
 
     def __init__(self, encoder: PromptEncoder, text_map: TextMap) -> None:
-        super().__init__(encoder.tokenizer, encoder._encoder)
-        self._whole, self._map = encoder, text_map
+        super().__init__(encoder.encoders)
+        self._whole = encoder
+        self._maps = {kind: np.asarray(part.read(), np.float64).T for kind, part in text_map.parts.items()}
 
-    def encode(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        states = self._whole.encode(prompts).astype(np.float64)
-        return (states @ self._map.sequence.read().T).astype(np.float32)
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        states = self._whole.encode(prompts)
+        sequence = (states.sequence @ self._maps["sequence"]).astype(np.float32)
+        if states.pooled is None or "pooled" not in self._maps:
+            return TextStates(sequence, states.pooled)
+        return TextStates(sequence, (states.pooled @ self._maps["pooled"]).astype(np.float32))
 
 
 @contextmanager

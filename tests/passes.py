@@ -97,7 +97,10 @@ def evidence_of(edit: Pass, before: Pipeline, written: Pipeline) -> list[Evidenc
     found = []
     for observer in edit.observers(before, written):
         for name in sorted(observer.names):
-            observer.see(name, before.tensors[name].read(), written.tensors[name].read())
+            after = written.tensors[name].read()
+            # As in the write pass: a tensor that the pass added had no elements before.
+            earlier = before.tensors[name].read() if name in before.tensors else np.empty(0, after.dtype)
+            observer.see(name, earlier, after)
         found += observer.evidence()
     return [*found, *edit.statements(before, written)]
 

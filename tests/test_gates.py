@@ -1,13 +1,15 @@
 """Gates decide by the bound of the interval, on paired images, and say so when they cannot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from retouch.compiler.contract import Erasure
-from retouch.compiler.gates import Draw, Images, Trial, _judging, erased, kept
+from retouch.compiler.contract import Balancing, Erasure
+from retouch.compiler.gates import Draw, Images, Trial, _judging, balanced, erased, kept
+from retouch.compiler.gates.balanced import Balanced
 from retouch.compiler.gates.erased import Erased
 from retouch.compiler.gates.kept import Kept
 from retouch.compiler.registry import gates
@@ -54,7 +56,7 @@ def trial(edited: Draw, recorded: dict[str, Any] | None = None) -> Trial:
 
 
 def test_gates_are_found_by_file_name() -> None:
-    assert gates.names() == ["erased", "kept", "probed"]
+    assert gates.names() == ["balanced", "erased", "kept", "probed"]
     assert gates.load("erased") is Erased
 
 
@@ -108,3 +110,61 @@ def test_a_concept_that_the_judge_does_not_know_is_undecided() -> None:
 def test_images_needed() -> None:
     assert Erased("0.05", 128).images_needed(3) == 768
     assert Kept("0.03", 60, 16).images_needed(3) == 1920
+
+
+class PersonJudge(PixelJudge):
+    """Reads the answer to `gender` from the first pixel."""
+
+    answers = MappingProxyType({"gender": ("male", "female")})
+    accuracy: Mapping[str, float] = MappingProxyType({})
+
+    def top1(self, images: Images, question: str = "concept") -> list[str]:
+        assert question == "gender"
+        return [self.answers["gender"][image[0, 0, 0]] for image in images]
+
+
+def people(share: float, explicit: bool = True) -> Draw:
+    """Draw a doctor as a woman in a share of seeds; where a gender is asked for, that one if `explicit`."""
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
+        shown = [
+            ("female" in prompt) if explicit and "male" in prompt else seed % 100 < 100 * share
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return np.stack([np.full((2, 2, 3), int(one), np.uint8) for one in shown])
+
+    return draw
+
+
+def balanced_evidence(monkeypatch: pytest.MonkeyPatch, edited: Draw, images: int = 200) -> list[Any]:
+    monkeypatch.setattr(balanced, "open_judge", lambda _: PersonJudge())
+    said = {"male": "a male doctor", "female": "a female doctor"}
+    asked = Balancing("a doctor", "gender", ("male", "female"), ("a drawing of a doctor",), said)
+    held = Trial(edited, people(0.02), (), lambda *_: None, lambda _: None, balanced=(asked,))
+    return Balanced("0.15", images).decide(held)
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.5, True), (0.44, True), (0.37, False), (0.02, False)])
+def test_balanced_uses_both_bounds(monkeypatch: pytest.MonkeyPatch, share: float, passed: bool) -> None:
+    found = balanced_evidence(monkeypatch, people(share))
+    shares = [evidence for evidence in found if evidence.claim == "balanced"]
+    assert [evidence.passed for evidence in shares] == [passed, passed]
+    assert [evidence.details["base"] for evidence in shares] == ["0.98", "0.02"]
+    assert [evidence.passed for evidence in found if evidence.claim == "obeyed"] == [True, True]
+
+
+def test_few_images_cannot_show_balance(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = balanced_evidence(monkeypatch, people(0.5), images=100)
+    assert [evidence.passed for evidence in found if evidence.claim == "balanced"] == [True, True]
+    assert not balanced_evidence(monkeypatch, people(0.5), images=20)[0].passed
+
+
+def test_prompts_that_say_a_value_must_be_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = balanced_evidence(monkeypatch, people(0.5, explicit=False))
+    # The first 32 seeds show women, whatever the prompt says.
+    assert [evidence.passed for evidence in found if evidence.claim == "obeyed"] == [False, True]
+
+
+def test_balanced_counts_its_images() -> None:
+    asked = Balancing("a doctor", "gender", ("male", "female"), ("a doctor",), {"male": "a male doctor"})
+    assert Balanced("0.15", 200, explicit=32).images_needed(0, (asked, asked)) == 2 * (400 + 64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from ...specs.manifest import Evidence
-from ..contract import Erasure
+from ..contract import Balancing, Erasure
 from ..ir import GraphEdit, Pipeline
 
 Images = NDArray[np.uint8]
@@ -28,7 +28,7 @@ Draw = Callable[[Sequence[str], Sequence[int]], Images]
 
 @dataclass(frozen=True)
 class Trial:
-    """What a gate judges: the shipped artefact, the base it was made from, and what the spec erased.
+    """What a gate judges: the shipped artefact, the base it was made from, and what the spec edited.
 
     Both draw from the same noise for the same seed. `record` keeps raw results, one row an image,
     in `evidence/NAME.json`; `advance` counts drawn images for the progress bar. Gates that look inside
@@ -43,6 +43,7 @@ class Trial:
     artefact: Path | None = None
     source: Pipeline | None = None
     graph_edits: tuple[GraphEdit, ...] = ()
+    balanced: tuple[Balancing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Gate(ABC):
         """Draw, judge and compare; each returned evidence has `passed` set."""
 
     @abstractmethod
-    def images_needed(self, erased: int) -> int:
+    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
         """Return how many images the gate will draw for a spec that erases so many concepts."""
 
     @property

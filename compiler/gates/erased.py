@@ -1,5 +1,6 @@
 """Each erased concept is recognized in at most a given share of its images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from pydantic import Field
 from ...runtime.judges import Judge
 from ...runtime.statistics import decimal, wilson
 from ...specs.manifest import Evidence
-from ..contract import Erasure
+from ..contract import Balancing, Erasure
 from . import Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeName, Share, label_of, open_judge, seeds
 
@@ -26,7 +27,8 @@ class Erased(Gate):
     images: Annotated[int, Field(ge=1, le=100_000)] = 128
     judge: JudgeName = DEMO_JUDGE
 
-    def images_needed(self, erased: int) -> int:
+    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+        del balanced
         return 2 * self.images * erased
 
     def decide(self, trial: Trial) -> list[Evidence]:

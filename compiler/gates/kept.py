@@ -1,6 +1,7 @@
 """What was not erased is still recognized, as often as in the base."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from ...runtime.judges import Judge
 from ...runtime.statistics import decimal, paired_difference
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
+from ..contract import Balancing
 from . import Draw, Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeName, Share, bare, open_judge, seeds
 
@@ -28,8 +30,8 @@ class Kept(Gate):
     images: Annotated[int, Field(ge=1, le=10_000, description="a concept")] = 16
     judge: JudgeName = DEMO_JUDGE
 
-    def images_needed(self, erased: int) -> int:
-        del erased
+    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+        del erased, balanced
         return 2 * self.images * self.concepts
 
     def decide(self, trial: Trial) -> list[Evidence]:

@@ -1,5 +1,6 @@
 """Revival probes bring an erased concept back in at most a given share of their images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -7,6 +8,7 @@ from pydantic import Field
 
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
+from ..contract import Balancing
 from . import Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeName, Share, open_judge
 
@@ -28,7 +30,8 @@ class Probed(Gate):
     images: Annotated[int, Field(ge=1, le=100_000)] = 32
     judge: JudgeName = DEMO_JUDGE
 
-    def images_needed(self, erased: int) -> int:
+    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+        del balanced
         return 2 * self.images * len(self.probes) * erased
 
     def decide(self, trial: Trial) -> list[Evidence]:

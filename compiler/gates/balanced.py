@@ -1,0 +1,153 @@
+"""Concepts imply no value of an attribute any more, and prompts that ask for a value get it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from ...runtime.judges import Judge
+from ...runtime.statistics import decimal, wilson
+from ...specs.errors import Fault, UndecidedError, raise_all
+from ...specs.manifest import Evidence
+from ..contract import Balancing
+from . import Draw, Gate, Trial
+from ._judging import DEMO_JUDGE, JudgeName, Share, open_judge, seeds
+
+
+@dataclass(frozen=True)
+class Balanced(Gate):
+    """Each value of a balanced attribute is seen in its share of images, give or take `within`.
+
+    Of k values the share is 1/k. Prompts are the pass's held-out templates in turn, drawn from seeds that
+    its own loop never uses. Both bounds of a share's 95 % interval must be within, so few images cannot
+    pass. Prompts that say a value must show it in at least `obeyed` of `explicit` images, by the lower
+    bound. Base and edited draw from the same noise; the base's own shares stand beside.
+    """
+
+    within: Share
+    images: Annotated[int, Field(ge=1, le=100_000, description="a concept")] = 200
+    obeyed: Share = "0.8"
+    explicit: Annotated[int, Field(ge=1, le=100_000, description="a concept and value")] = 32
+    judge: JudgeName = DEMO_JUDGE
+
+    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+        del erased
+        said = sum(len(balancing.explicit) for balancing in balanced)
+        return 2 * self.images * len(balanced) + 2 * self.explicit * said
+
+    def decide(self, trial: Trial) -> list[Evidence]:
+        judge = open_judge(self.judge)
+        raise_all(UndecidedError, [f for balancing in trial.balanced for f in _unknown(judge, balancing)])
+        return [
+            evidence
+            for balancing in trial.balanced
+            for evidence in (
+                *self._shares(trial, judge, balancing),
+                *self._explicit(trial, judge, balancing),
+            )
+        ]
+
+    def _shares(self, trial: Trial, judge: Judge, balancing: Balancing) -> list[Evidence]:
+        prompts = [balancing.prompts[i % len(balancing.prompts)] for i in seeds(self.images)]
+        edited, base = (
+            self._answers(trial, judge, draw, prompts, balancing) for draw in (trial.edited, trial.base)
+        )
+        rows = zip(prompts, seeds(self.images), edited, base, strict=True)
+        trial.record(
+            f"balanced-{balancing.question}-{_file_part(balancing.concept)}",
+            [{"prompt": p, "seed": s, "edited": e, "base": b} for p, s, e, b in rows],
+        )
+        return [self._share(judge, balancing, answer, edited, base) for answer in balancing.answers]
+
+    def _share(
+        self, judge: Judge, balancing: Balancing, answer: str, edited: list[str], base: list[str]
+    ) -> Evidence:
+        parity = 1 / len(balancing.answers)
+        share, low, high = _counted(edited, answer)
+        nearest = 0.0 if low <= parity <= high else min(abs(low - parity), abs(high - parity))
+        farthest = max(abs(low - parity), abs(high - parity))
+        return Evidence(
+            kind="behavioral",
+            claim="balanced",
+            subject=f"{balancing.concept}: {balancing.question} {answer}",
+            value=decimal(abs(share - parity)),
+            unit="share away from parity",
+            interval=(decimal(nearest), decimal(farthest)),
+            comparator="at_most",
+            limit=self.within,
+            count=len(edited),
+            passed=farthest <= float(self.within),
+            produced_by=f"gates/{self.name}",
+            details={
+                "judge": judge.name,
+                "judge_sha256": judge.sha256,
+                "judge_error": _error(judge, balancing.question),
+                "share": decimal(share),
+                "share_interval": [decimal(low), decimal(high)],
+                "base": decimal(base.count(answer) / len(base)),
+            },
+        )
+
+    def _explicit(self, trial: Trial, judge: Judge, balancing: Balancing) -> list[Evidence]:
+        found = []
+        for answer, prompt in balancing.explicit.items():
+            prompts = [prompt] * self.explicit
+            edited, base = (
+                self._answers(trial, judge, draw, prompts, balancing) for draw in (trial.edited, trial.base)
+            )
+            share, low, high = _counted(edited, answer)
+            found.append(
+                Evidence(
+                    kind="behavioral",
+                    claim="obeyed",
+                    subject=prompt,
+                    value=decimal(share),
+                    interval=(decimal(low), decimal(high)),
+                    comparator="at_least",
+                    limit=self.obeyed,
+                    count=len(edited),
+                    passed=low >= float(self.obeyed),
+                    produced_by=f"gates/{self.name}",
+                    details={
+                        "judge": judge.name,
+                        "judge_sha256": judge.sha256,
+                        "judge_error": _error(judge, balancing.question),
+                        "base": decimal(base.count(answer) / len(base)),
+                    },
+                )
+            )
+        return found
+
+    def _answers(
+        self, trial: Trial, judge: Judge, draw: Draw, prompts: list[str], balancing: Balancing
+    ) -> list[str]:
+        answers = judge.top1(draw(prompts, seeds(len(prompts))), balancing.question)
+        trial.advance(len(prompts))
+        return answers
+
+
+def _counted(answers: list[str], answer: str) -> tuple[float, float, float]:
+    """Return an answer's share and its 95 % interval."""
+    count = answers.count(answer)
+    return (count / len(answers), *wilson(count, len(answers)))
+
+
+def _error(judge: Judge, question: str) -> float | None:
+    return 1 - judge.accuracy[question] if question in judge.accuracy else None
+
+
+def _unknown(judge: Judge, balancing: Balancing) -> list[Fault]:
+    known = judge.answers.get(balancing.question, ())
+    hint = f"it tells apart {', '.join(known)}" if known else "name a judge that does"
+    return [
+        Fault(
+            "E_JUDGE_LABEL", f"the judge has no answer `{answer}` to `{balancing.question}`", judge.name, hint
+        )
+        for answer in balancing.answers
+        if answer not in known
+    ]
+
+
+def _file_part(concept: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in concept).split())

@@ -1,0 +1,544 @@
+"""Balance what concepts imply: projected out of text states, or moved until images are at parity."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ..compiler.conditioning import check_draws
+from ..compiler.contract import Balancing, Observer, Pass, Stage
+from ..compiler.encode import pooled_width, text_width
+from ..compiler.gates._judging import DEMO_JUDGE, JudgeName, open_judge
+from ..compiler.ir import Pipeline
+from ..compiler.low_rank import Floats
+from ..compiler.studio import Studio
+from ..compiler.tensors import Array, Edited, Tensor
+from ..compiler.text_map import Output, TextMap, map_names, with_text_map
+from ..runtime.judges import Judge
+from ..runtime.statistics import decimal, wilson
+from ..specs.errors import Fault, SpecError, UndecidedError, raise_all
+from ..specs.manifest import Decimal, Evidence
+from ._attributes import States, Value, values_of, wording_faults
+from ._balance import Course, Round, Subject, balance, images_for, weights_after
+from ._closed_form import Grams, Moments
+from ._preserving import vocabulary_prompts
+from ._projection import fair_pca_map, ridge_map
+
+Text = Annotated[str, Field(min_length=1, max_length=500)]
+Wordings = Annotated[dict[Text, Text], Field(min_length=2)]
+
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a blue background")
+HELD_OUT = ("a drawing of {}", "{} on a white background")
+# The unconditional half of guidance reads these states in every image: they count ten prompts.
+EMPTY_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class DebiasConcepts(Pass):
+    """Make concepts imply no value of an attribute, as a profession implies a gender, by one text map.
+
+    `attributes` names each attribute and, for each of its values, how a prompt says it: `gender:
+    {male: "a male {}", female: "a female {}"}`, `{}` being the concept without its article. For
+    `method: balance` these names are a judge's question and its answers.
+
+    `balance` draws each concept, counts values, moves the concept's rows of text states by a weighted sum
+    of the values' words, and solves one map A anew from the model as it was, round after round, until
+    shares are within `half_width` of parity or `rounds` are over. The empty prompt, prompts that say
+    a value (`a female doctor`), the values' words, `preserve` and `vocabulary` words of the tokenizer
+    are held as they are, with what they all weigh together beside a concept's one. A round draws
+    `images` a concept, by default as many as make the 95 % interval of a share `half_width` to either
+    side; `step` is how far a weight moves for a factor e in the odds.
+
+    `project` draws nothing: it takes the differences between values out of the rows of every concept
+    and template: `estimator: ridge` all of them by `strength`, `fair_pca` their mean and wholly. The empty
+    prompt is held exactly; how far `preserve` moved is measured.
+
+    Source: Gandikota et al., 2308.14761, sections 3.2 and 4.3 (balance); Chuang et al., 2302.00070,
+    eq. (6) and Kleindessner et al., 2302.13319, algorithm 1 (project).
+    Limits: parity holds for prompts like the templates and for the values that a judge tells apart, no
+    others; a bias that is not in the text, but in how the image path reads it, is beyond `project`,
+    which also makes prompts that say a value less obeyed.
+    """
+
+    stage = Stage.DEBIAS
+
+    concepts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    attributes: Annotated[dict[Text, Wordings], Field(min_length=1)]
+    method: Literal["project", "balance"] = "balance"
+    preserve: tuple[Text, ...] = ()
+    templates: Annotated[tuple[Text, ...], Field(min_length=1)] = TEMPLATES
+    held_out: tuple[Text, ...] = HELD_OUT
+    output: Output = "fused"
+    attribute_at_most: Decimal | None = None
+    drift_at_most: Decimal | None = None
+
+    estimator: Literal["ridge", "fair_pca"] = "ridge"
+    strength: Annotated[float, Field(gt=0, le=1e9)] = 500.0
+
+    judge: JudgeName = DEMO_JUDGE
+    rounds: Annotated[int, Field(ge=1, le=100)] = 5
+    half_width: Annotated[float, Field(gt=0, lt=0.5)] = 0.1225
+    images: Annotated[int | None, Field(ge=1, le=100_000, description="a concept and round")] = None
+    step: Annotated[float, Field(gt=0, le=10)] = 0.15
+    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    preserve_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
+    vocabulary_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+
+    def run(self, pipeline: Pipeline) -> Pipeline:
+        raise_all(SpecError, list(self._faults(pipeline)))
+        if self.method == "balance":
+            check_draws(pipeline.family, self.name)
+        solution = Solution(lambda: self._solve(pipeline))
+        sequence = SolvedMap(solution, "sequence", text_width(pipeline))
+        width = pooled_width(pipeline)
+        pooled = SolvedMap(solution, "pooled", width) if width else None
+        return with_text_map(pipeline, TextMap(sequence, pooled), self.output, self.name)
+
+    def images_needed(self) -> int:
+        return self.course.rounds * self.course.images * len(self.concepts) * (self.method == "balance")
+
+    def balancings(self) -> Iterable[Balancing]:
+        prompts = self.held_out or self.templates
+        for concept in self.concepts:
+            for name, values in self.values.items():
+                said = {value.answer: value.of(concept) for value in values}
+                yield Balancing(
+                    concept,
+                    name,
+                    tuple(value.answer for value in values),
+                    tuple(template.replace("{}", concept) for template in prompts),
+                    {answer: prompt for answer, prompt in said.items() if prompt is not None},
+                )
+
+    def observers(self, before: Pipeline, after: Pipeline) -> Iterable[Observer]:
+        return [_Observer(self, before, after)]
+
+    def statements(self, before: Pipeline, after: Pipeline) -> list[Evidence]:
+        solved = solution_of(after, self.name) or self._solve(before)
+        text_map = solved.maps["sequence"]
+        change = float(np.linalg.norm(text_map - np.eye(len(text_map))) / np.sqrt(len(text_map)))
+        found = [self._statement("debias.change", "text map", change, {"meaning": "||A - I|| / sqrt(D)"})]
+        return found + [
+            evidence
+            for subject, rounds in solved.history.items()
+            for evidence in self._rounds(subject, rounds)
+        ]
+
+    @property
+    def course(self) -> Course:
+        """How the loop of `balance` runs."""
+        images = images_for(self.half_width) if self.images is None else self.images
+        return Course(self.rounds, images, self.step, self.half_width)
+
+    @property
+    def values(self) -> dict[str, tuple[Value, ...]]:
+        """The values of each attribute."""
+        return values_of(self.attributes)
+
+    # -- solving -----------------------------------------------------------------------------------------
+
+    def _solve(self, pipeline: Pipeline) -> "Solved":
+        states = {kind: States(pipeline, self.prompts(pipeline), kind) for kind in _kinds(pipeline)}
+        if self.method == "project":
+            return Solved({kind: self._projection(rows) for kind, rows in states.items()}, {})
+        words = self._words(pipeline)
+        history = self._balance(pipeline, lambda weights: self._maps(states, words, weights))
+        weights = {subject: weights_after(subject, rounds, self.step) for subject, rounds in history.items()}
+        return Solved(self._maps(states, words, weights), history)
+
+    def _projection(self, states: States) -> Floats:
+        fixed = states.whole("")
+        groups = [
+            [states.rows(template, said) for said in explicit]
+            for explicit in self._explicit().values()
+            for template in self.templates
+        ]
+        scale = np.sqrt(np.mean([np.sum(rows * rows, axis=1).mean() for group in groups for rows in group]))
+        if self.estimator == "ridge":
+            differences = [rows - group[0] for group in _aligned(groups) for rows in group[1:]]
+            return ridge_map(np.concatenate(differences) / scale, fixed, self.strength)
+        rows, indicators = _grouped(self._by_attribute(states))
+        return fair_pca_map(rows / scale, indicators, fixed)
+
+    def _by_attribute(self, states: States) -> list[list[Floats]]:
+        """Return, for each attribute, the rows of each value, over concepts and templates."""
+        return [
+            [
+                np.concatenate(
+                    [
+                        states.rows(template, _said(value, concept))
+                        for concept in self.concepts
+                        for template in self.templates
+                    ]
+                )
+                for value in values
+            ]
+            for values in self.values.values()
+        ]
+
+    def _balance(
+        self, pipeline: Pipeline, solve: Callable[[Mapping[Subject, Floats]], dict[str, Floats]]
+    ) -> dict[Subject, list[Round]]:
+        from ..compiler.survey import Survey
+
+        studio = pipeline.studio or Studio(pipeline.sampling)
+        judge = open_judge(self.judge)
+        raise_all(UndecidedError, list(self._judge_faults(judge)))
+        advance = studio.report.task("draw to balance", self.images_needed())
+        maps: dict[tuple[Any, ...], TextMap] = {}
+
+        def measure(
+            concept: str, weights: Mapping[Subject, Floats], seeds: range
+        ) -> Mapping[str, Sequence[str]]:
+            key = tuple(tuple(weight.tolist()) for weight in weights.values())
+            if key not in maps:
+                maps.clear()
+                maps[key] = _as_map(solve(weights))
+            prompts = [
+                self.templates[i % len(self.templates)].replace("{}", concept) for i in range(len(seeds))
+            ]
+            answers = survey.ask(maps[key], prompts, list(seeds), list(self.attributes))
+            advance(len(seeds))
+            return answers
+
+        with Survey(pipeline.with_sampling(studio.sampling), judge, studio.cache) as survey:
+            return balance(self.subjects, self.course, measure)
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Every concept with every attribute."""
+        return [
+            Subject(concept, name, tuple(value.answer for value in values))
+            for concept in self.concepts
+            for name, values in self.values.items()
+        ]
+
+    def _maps(
+        self,
+        states: Mapping[str, States],
+        words: Sequence[tuple[str, str]],
+        weights: Mapping[Subject, Floats],
+    ) -> dict[str, Floats]:
+        return {kind: self._map(rows, words, weights) for kind, rows in states.items()}
+
+    def _map(
+        self, states: States, words: Sequence[tuple[str, str]], weights: Mapping[Subject, Floats]
+    ) -> Floats:
+        """Solve for the map that moves each concept's rows c to c + sum w_v a_v, and keeps the rest."""
+        moments = Moments(states.width)
+        for concept in self.concepts:
+            for template in self.templates:
+                rows = states.rows(template, concept)
+                shift = self._shift(states, template, concept, weights)
+                moments.move(rows, rows + shift, 1 / (len(self.templates) * len(rows)))
+        for prompts, weight in self._kept(words):
+            for template, prompt in prompts:
+                rows = states.rows(template, prompt)
+                moments.keep(rows, weight / (len(prompts) * len(rows)))
+        empty = states.whole("")
+        moments.keep(empty, EMPTY_WEIGHT / len(empty))
+        return moments.solve(self.ridge * moments.mean_square).matrix
+
+    def _shift(
+        self, states: States, template: str, concept: str, weights: Mapping[Subject, Floats]
+    ) -> Floats:
+        return sum(
+            (
+                weight * states.word(template, value.words)
+                for subject, given in weights.items()
+                if subject.concept == concept
+                for value, weight in zip(self.values[subject.question], given, strict=True)
+            ),
+            np.zeros((1, states.width)),
+        )
+
+    def _kept(self, words: Sequence[tuple[str, str]]) -> Iterator[tuple[list[tuple[str, str]], float]]:
+        """Yield prompts that stay, each with its template, and what they weigh together."""
+        for explicit in self._explicit().values():
+            if explicit and self.explicit_weight:
+                yield [(t, said) for t in self.templates for said in explicit], self.explicit_weight
+        said = [value.words for values in self.values.values() for value in values]
+        yield [(t, text) for t in self.templates for text in said], 1.0
+        if self.preserve:
+            yield [(t, text) for t in self.templates for text in self.preserve], self.preserve_weight
+        if words:
+            yield list(words), self.vocabulary_weight
+
+    # -- words -------------------------------------------------------------------------------------------
+
+    def prompts(self, pipeline: Pipeline) -> tuple[str, ...]:
+        """Every prompt whose text states are read; one call encodes them all."""
+        said = [text for _, text in self._texts()]
+        filled = [template.replace("{}", text) for template in self._all_templates for text in said]
+        filled += [template.replace("{}", text) for template, text in self._words(pipeline)]
+        return tuple(dict.fromkeys(["", *filled]))
+
+    @property
+    def _all_templates(self) -> tuple[str, ...]:
+        return (*self.templates, *self.held_out)
+
+    def _explicit(self) -> dict[tuple[str, str], list[str]]:
+        """The prompts that say a value, for each concept and attribute."""
+        return {
+            (concept, name): [_said(value, concept) for value in values]
+            for concept in self.concepts
+            for name, values in self.values.items()
+        }
+
+    def _words(self, pipeline: Pipeline) -> list[tuple[str, str]]:
+        """The words preserved for everything that nobody named, each with its template."""
+        if self.method == "project":
+            return []
+        said = tuple(text for _, text in self._texts())
+        prompts = vocabulary_prompts(pipeline, self.vocabulary, without=said)
+        return [(self.templates[i % len(self.templates)], prompt) for i, prompt in enumerate(prompts)]
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """Every text of the spec that prompts are made of, with its place."""
+        for i, concept in enumerate(self.concepts):
+            yield f"{self.name}.concepts.{i}", concept
+        for name, values in self.values.items():
+            for value in values:
+                place = f"{self.name}.attributes.{name}.{value.answer}"
+                yield place, value.words
+                yield from ((place, _said(value, concept)) for concept in self.concepts)
+        for i, text in enumerate(self.preserve):
+            yield f"{self.name}.preserve.{i}", text
+
+    # -- faults ------------------------------------------------------------------------------------------
+
+    def _faults(self, pipeline: Pipeline) -> Iterator[Fault]:
+        for key, templates in (("templates", self.templates), ("held_out", self.held_out)):
+            for i, template in enumerate(templates):
+                if template.count("{}") != 1:
+                    place = f"{self.name}.{key}.{i}"
+                    yield Fault("E_DEBIAS_TEMPLATE", f"`{template}` must hold `{{}}` once", place)
+        twice = sorted(concept for concept in set(self.concepts) if self.concepts.count(concept) > 1)
+        for concept in twice:
+            yield Fault("E_DEBIAS_TWICE", f"`{concept}` is named twice", f"{self.name}.concepts")
+        for name, values in self.values.items():
+            for value in values:
+                if value.wording.count("{}") > 1 or not value.words:
+                    place = f"{self.name}.attributes.{name}.{value.answer}"
+                    message = f"`{value.wording}` must hold words, and `{{}}` at most once"
+                    yield Fault("E_DEBIAS_WORDING", message, place)
+        if not any(template.count("{}") != 1 for template in self._all_templates):
+            yield from wording_faults(pipeline, list(self._texts()), self._all_templates)
+
+    def _judge_faults(self, judge: Judge) -> Iterator[Fault]:
+        for name, values in self.values.items():
+            known = judge.answers.get(name, ())
+            for value in values:
+                if value.answer not in known:
+                    told = f"it tells apart {', '.join(known)}" if known else "it has no such question"
+                    message = f"the judge has no answer `{value.answer}` to `{name}`"
+                    yield Fault("E_JUDGE_LABEL", message, judge.name, told)
+
+    # -- evidence ----------------------------------------------------------------------------------------
+
+    def _rounds(self, subject: Subject, rounds: Sequence[Round]) -> Iterator[Evidence]:
+        """Say how far a concept was moved towards each value, and what every round saw."""
+        weights = weights_after(subject, rounds, self.step)
+        for i, answer in enumerate(subject.answers):
+            drawn = [
+                {
+                    "weight": decimal(one.weights[i]),
+                    "share": decimal(one.shares[i]),
+                    "interval": [decimal(bound) for bound in wilson(one.counts[i], one.images)],
+                    "images": one.images,
+                }
+                for one in rounds
+            ]
+            details = {"meaning": "weight of the value's words in the concept's states", "rounds": drawn}
+            name = f"{subject.concept}: {subject.question} {answer}"
+            yield self._statement("debias.weight", name, float(weights[i]), details)
+
+    def _statement(self, claim: str, subject: str, value: float, details: dict[str, Any]) -> Evidence:
+        return Evidence(
+            kind="static",
+            claim=claim,
+            subject=subject,
+            value=decimal(value),
+            produced_by=self.name,
+            details=details,
+        )
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The maps by kind of text state, [D, D] each, and the rounds that led to them."""
+
+    maps: Mapping[str, Floats]
+    history: Mapping[Subject, list[Round]]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the pass computes, at the first use, once: all of its maps come from the same rounds."""
+
+    compute: Callable[[], Solved]
+    _kept: list[Solved] = field(default_factory=list, init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def solved(self) -> Solved:
+        with self._lock:
+            if not self._kept:
+                self._kept.append(self.compute())
+        return self._kept[0]
+
+
+@dataclass(frozen=True)
+class SolvedMap:
+    """One map of a solution as a tensor, [D, D]."""
+
+    solution: Solution
+    kind: str
+    width: int
+    dtype: np.dtype = field(default=np.dtype(np.float64), init=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.width, self.width)
+
+    def read(self) -> Array:
+        return np.ascontiguousarray(self.solution.solved().maps[self.kind])
+
+
+def solution_of(pipeline: Pipeline, by: str) -> Solved | None:
+    """Return what a pass of this name solved for a pipeline, None where its last edit is another's."""
+    for tensor in pipeline.tensors.values():
+        if isinstance(tensor, Edited) and tensor.by == by:
+            for source in tensor.sources:
+                if isinstance(source, SolvedMap):
+                    return source.solution.solved()
+    return None
+
+
+class _Observer:
+    """Measures, on the written matrices, what is left of an attribute and how far other states moved.
+
+    attribute = ||W' d|| / ||W d|| over differences d of two values, for `project`;
+    drift = ||W' p - W p|| / ||W p||, for the empty prompt, values' words and what is preserved.
+    """
+
+    def __init__(self, edit: DebiasConcepts, before: Pipeline, after: Pipeline) -> None:
+        self._edit, self._before = edit, before
+        patterns = [text.pattern for text in before.family.text_inputs if text.reads == "sequence"]
+        weights = [name for pattern in patterns for name in before.select("denoiser", pattern).names]
+        self._map = map_names(before)["sequence"]
+        has_map = self._map in after.tensors
+        self._names = frozenset([*weights, self._map] if has_map else weights)
+        width = text_width(before)
+        self._grams = Grams(width)
+        self._found, self._written = np.eye(width), np.eye(width)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self._names
+
+    def see(self, name: str, before: Array, written: Array) -> None:
+        if name == self._map:
+            self._written = written.astype(np.float64)
+            self._found = before.astype(np.float64) if before.size else self._found
+        else:
+            self._grams.add(before.astype(np.float64), written.astype(np.float64))
+
+    def evidence(self) -> list[Evidence]:
+        states = States(self._before, self._edit.prompts(self._before))
+        grams = self._grams.through(self._found, self._written)
+        return [*self._attributes(states, grams), *self._drifts(states, grams)]
+
+    def _attributes(self, states: States, grams: Grams) -> Iterator[Evidence]:
+        """What is left of each attribute in the prompts that say its values, templates apart and held out."""
+        if self._edit.method != "project":
+            return
+        sets = {"debias.attribute": self._edit.templates, "debias.held_out": self._edit.held_out}
+        for (concept, name), explicit in self._edit._explicit().items():
+            for claim, templates in sets.items():
+                groups = [[states.rows(t, said) for said in explicit] for t in templates]
+                gaps = [rows - group[0] for group in _aligned(groups) for rows in group[1:]]
+                if gaps:
+                    left = _left(grams, np.concatenate(gaps))
+                    limit = self._edit.attribute_at_most if claim == "debias.attribute" else None
+                    yield self._judged(claim, f"{concept}: {name}", left, limit, len(gaps))
+
+    def _drifts(self, states: States, grams: Grams) -> Iterator[Evidence]:
+        limit = self._edit.drift_at_most
+        yield self._judged("keep.drift", "the empty prompt", _drift(grams, states.whole("")), limit, 1)
+        for text in self._edit.preserve:
+            value = max(_drift(grams, states.rows(t, text)) for t in self._edit.templates)
+            yield self._judged("keep.drift", text, value, limit, len(self._edit.templates))
+        if self._edit.method == "balance":
+            drifts = [_drift(grams, states.rows(t, w)) for t, w in self._edit._words(self._before)]
+            if drifts:
+                high, subject = float(np.quantile(drifts, 0.95)), f"{len(drifts)} words of the vocabulary"
+                yield self._judged("keep.drift_p95", subject, high, limit, len(drifts))
+
+    def _judged(self, claim: str, subject: str, value: float, limit: str | None, count: int) -> Evidence:
+        return Evidence(
+            kind="static",
+            claim=claim,
+            subject=subject,
+            value=decimal(value),
+            comparator=None if limit is None else "at_most",
+            limit=limit,
+            passed=None if limit is None else value <= float(limit),
+            count=count,
+            produced_by=self._edit.name,
+        )
+
+
+def _drift(grams: Grams, rows: Floats) -> float:
+    return float(np.sqrt(grams.squares(rows, rows).sum() / grams.squares_before(rows).sum()))
+
+
+def _left(grams: Grams, gaps: Floats) -> float:
+    zero = np.zeros_like(gaps)
+    return float(np.sqrt(grams.squares(gaps, zero).sum() / grams.squares_before(gaps).sum()))
+
+
+def _kinds(pipeline: Pipeline) -> tuple[str, ...]:
+    return ("sequence", "pooled") if pooled_width(pipeline) else ("sequence",)
+
+
+def _said(value: Value, concept: str) -> str:
+    """A prompt for a concept with a value; the value's own words where the wording has no place for one."""
+    return value.of(concept) or value.words
+
+
+def _as_map(maps: Mapping[str, Floats]) -> TextMap:
+    found: dict[str, Tensor] = {
+        kind: SolvedMap(Solution(lambda: Solved(maps, {})), kind, len(matrix))
+        for kind, matrix in maps.items()
+    }
+    return TextMap(found["sequence"], found.get("pooled"))
+
+
+def _aligned(groups: Sequence[Sequence[Floats]]) -> Iterator[list[Floats]]:
+    """Yield the rows of each group's values cut to the shortest: they end in the same padding."""
+    for group in groups:
+        shortest = min(len(rows) for rows in group)
+        yield [rows[:shortest] for rows in group]
+
+
+def _grouped(attributes: Sequence[Sequence[Floats]]) -> tuple[Floats, Floats]:
+    """Return all rows [n, D] and the indicators [n, g] of the value that each belongs to.
+
+    A row that says nothing of an attribute tells nothing about it: it has that attribute's mean indicator.
+    """
+    rows = np.concatenate([value for values in attributes for value in values])
+    columns = []
+    start = 0
+    for values in attributes:
+        sizes = [len(value) for value in values]
+        own = np.repeat(np.eye(len(values)), sizes, axis=0)
+        indicator = np.tile(own.mean(axis=0), (len(rows), 1))
+        indicator[start : start + sum(sizes)] = own
+        columns.append(indicator)
+        start += sum(sizes)
+    return rows, np.concatenate(columns, axis=1)
