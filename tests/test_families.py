@@ -156,3 +156,12 @@ def _count(file: Path) -> int:
         else:
             module = CLASSES[config["architectures"][0]](CLIPTextConfig.from_dict(config))
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_page_names_every_class_and_title() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    for family in families():
+        drawn = "yes" if family.task == "text_to_image" else "no"
+        named = [row for row in rows if f"`{family.pipeline_class}`" in row and f"| {family.title} |" in row]
+        assert [row.split("|")[3].strip() for row in named] == [drawn], family.name
