@@ -45,7 +45,7 @@ sampling: {sampler: ddim, steps: 3}
 emit:
   - onnx: {}
 """
-GATE = "gates:\n  - probed: {at_most: '%s', images: 4, judge: judge.onnx, probes: [noise, static]}\n"
+GATE = "gates:\n  - probed: {at_most: '0.1', images: 4, judge: judge.onnx, probes: [noise, static]}\n"
 QUICK = ("--images", "4", "--effort", "inversion.steps=2", "--effort", "token_search.steps=2")
 
 
@@ -192,13 +192,14 @@ def test_a_gate_writes_what_probes_find_into_the_manifest(
     folder: Path, skeletons: Path, tmp_path: Path
 ) -> None:
     spec = folder / "gated.yaml"
-    spec.write_text(SPEC + GATE % "1")
-    manifest = build(make_plan(spec), tmp_path / "good", Options(cache=skeletons))
-    assert [(e.claim, e.passed) for e in manifest.gates] == [("probe.noise", True), ("probe.static", None)]
-    spec.write_text(SPEC + GATE % "0.1")
+    spec.write_text(SPEC + GATE)
+    options = Options(cache=skeletons, keep_failed=True)
     with pytest.raises(GateError, match=r"probe\.noise"):
-        build(make_plan(spec), tmp_path / "bad", Options(cache=skeletons))
-    assert not (tmp_path / "bad").exists()
+        build(make_plan(spec), tmp_path / "gated", options)
+    assert not (tmp_path / "gated").exists()
+    found = verify(tmp_path / "gated.failed").manifest.gates
+    # Of four images none can meet a limit of 10 %; what draws no image has no limit.
+    assert [(e.claim, e.passed) for e in found] == [("probe.noise", False), ("probe.static", None)]
 
 
 def test_noise_of_strength_zero_is_plain_ddim(patient: Patient) -> None:

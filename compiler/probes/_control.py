@@ -28,16 +28,21 @@ def figures(count: int, height: int, width: int) -> Images:
 
 
 def likeness(judge: Judge, own: Images, others: Sequence[Images]) -> Callable[[Images], NDArray[np.bool_]]:
-    """Return what recognizes images that look more like `own` than like any of `others`.
+    """Return what recognizes images that look like `own`: for things that no judge has a label for.
 
-    By the cosine to the mean of each group, of the judge's features where it has them, else its logits:
-    for things that no judge has a label for.
+    An image is recognized when it is closer to the mean of `own` than to that of any of `others`, and as
+    close as the least typical of `own` is to the mean of the rest. Closeness is the cosine of the judge's
+    features where it has them, else of its logits.
     """
     features = judge.features if "features" in judge.session.outputs else judge.logits
-    means = np.stack([_unit(_unit(features(group)).mean(axis=0)) for group in (own, *others)])
+    typical = _unit(features(own))
+    means = np.stack([_unit(rows.mean(axis=0)) for rows in (typical, *(_unit(features(g)) for g in others))])
+    rest = _unit(typical.sum(axis=0) - typical)
+    least = float(np.sum(typical * rest, axis=1).min())
 
     def recognized(images: Images) -> NDArray[np.bool_]:
-        return (_unit(features(images)) @ means.T).argmax(axis=1) == 0
+        closeness = _unit(features(images)) @ means.T
+        return (closeness.argmax(axis=1) == 0) & (closeness[:, 0] >= least)
 
     return recognized
 

@@ -23,8 +23,8 @@ from ._control import NAME, figures, likeness
 from ._patient import Patient
 
 SHOWN = 16  # images of a concept that a probe may look at
-OTHERS = 8  # other things that images are compared with, to tell the control from them
-OF_EACH = 2
+OTHERS = 12  # other things that images are compared with, to tell the control from them
+OF_EACH = 4
 # Judged seeds start at 0; what a probe looks at comes from others.
 SHOWN_FROM = 1_000_000
 
@@ -80,17 +80,18 @@ class Examination:
         return patient.latents(model.words(erasure.name), range(SHOWN_FROM, SHOWN_FROM + SHOWN), model)
 
     def _control(self, patient: Patient) -> Target:
-        shown = figures(2 * SHOWN, *_size(patient))
-        others = self._others(patient)
-        recognized = likeness(self.judge, shown[SHOWN:], others)
-        return Target(NAME, "", patient.encode(shown[:SHOWN]), recognized)
+        latents = patient.encode(figures(2 * SHOWN, *_size(patient)))
+        # As the decoder shows them: what is drawn well looks like that, not like the figure itself.
+        recognized = likeness(self.judge, patient.decode(latents[SHOWN:]), self._others(patient))
+        return Target(NAME, "", latents[:SHOWN], recognized)
 
     def _others(self, patient: Patient) -> list[Images]:
-        """Draw a few other things with the artefact, spread over the judge's labels."""
+        """Draw nothing in particular and a few other things, spread over the judge's labels."""
         labels = self.judge.labels
         chosen = [labels[i * len(labels) // OTHERS] for i in range(min(OTHERS, len(labels)))]
-        words = [patient.model.words(self.judge.prompt_of(label)) for label in chosen]
-        return [patient.draw(prompt, range(SHOWN_FROM, SHOWN_FROM + OF_EACH)) for prompt in words]
+        prompts = ["", *(self.judge.prompt_of(label) for label in chosen)]
+        seeds = range(SHOWN_FROM, SHOWN_FROM + OF_EACH)
+        return [patient.draw(patient.model.words(prompt), seeds) for prompt in prompts]
 
 
 def _size(patient: Patient) -> tuple[int, int]:
