@@ -74,7 +74,9 @@ def test_bfloat16_is_what_the_graph_is_compiled_for(folder: Path) -> None:
     placement = Placement("openvino", 1, "bfloat16")
     session = open_session(open_artefact(folder), "unet/model.onnx", INPUTS, ["out_sample"], placement)
     out = session(
-        sample=np.ones((1, CHANNELS, 4, 4)), timestep=1, encoder_hidden_states=np.ones((1, 12, WIDTH))
+        sample=np.ones((1, CHANNELS, 4, 4)),
+        timestep=np.array(1),
+        encoder_hidden_states=np.ones((1, 12, WIDTH)),
     )
     assert np.isfinite(out["out_sample"]).all()
 
