@@ -1,0 +1,145 @@
+"""What a build is expected to take, what is refused before it starts, and what is captured ahead."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from emitting import load
+
+from retouch.compiler import cost, digests, prebuild
+from retouch.compiler.capture import program_of
+from retouch.compiler.commands.build import command as build_command
+from retouch.compiler.commands.plan import command as plan_command
+from retouch.compiler.commands.prebuild import command as prebuild_command
+from retouch.compiler.cost import Cost, check_room, estimate
+from retouch.compiler.digests import remembering
+from retouch.compiler.emit.onnx import Onnx
+from retouch.compiler.interfaces import interfaces
+from retouch.compiler.program import Program
+from retouch.specs.canonical import digest_file
+from retouch.specs.errors import SpecError, UndecidedError
+
+FOLDERS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+SPEC = """schema: 1
+name: tiny
+version: "1"
+source: {{model: {model}}}
+edits:
+  - bake_guidance: {{scale: 3.0}}
+sampling: {{sampler: ddim, steps: 5}}
+emit:
+  - onnx: {{parity: false}}
+"""
+
+
+@pytest.fixture
+def spec(tiny: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "edit.yaml"
+    file.write_text(SPEC.format(model=tiny))
+    return file
+
+
+def test_what_is_not_captured_costs_time_and_memory(tiny: Path, skeletons: Path, tmp_path: Path) -> None:
+    pipeline = load(tiny)
+    for interface in interfaces(pipeline):
+        program_of(interface, (), skeletons)
+    cold, warm = (estimate(pipeline, [Onnx()], cache) for cache in (tmp_path, skeletons))
+    assert (cold.cold, warm.cold) == (FOLDERS, ())
+    assert cold.seconds > warm.seconds
+    assert cold.memory > warm.memory
+
+
+def test_half_precision_and_packing_take_less_disk(tiny: Path, tmp_path: Path) -> None:
+    pipeline = load(tiny)
+    targets = Onnx(), Onnx(weights="int8"), Onnx(precision="float16", vae_precision="float16")
+    single, packed, half = (target.written_bytes(pipeline) for target in targets)
+    assert single == 2 * half
+    assert packed < single
+
+
+def test_both_shortages_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UndecidedError) as caught:
+        check_room(Cost(1.0, 1 << 60, 1 << 60, ()), tmp_path / "not" / "there")
+    assert [fault.code for fault in caught.value.faults] == ["E_DISK", "E_MEMORY"]
+    check_room(Cost(1.0, 1, 1, ()), tmp_path)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without memory."""
+    monkeypatch.setattr(cost, "available_memory", lambda: 1 << 20)
+    monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_build_that_does_not_fit_does_not_start(spec: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(build_command, [str(spec), "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, UndecidedError)
+    assert result.exception.exit_code == 4
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_a_plan_shows_the_cost_and_then_refuses(spec: Path) -> None:
+    refused = CliRunner().invoke(plan_command, [str(spec), "--json"])
+    assert isinstance(refused.exception, UndecidedError)
+    shown = CliRunner().invoke(plan_command, [str(spec), "--json", "--regardless"])
+    assert shown.exit_code == 0
+    found = json.loads(shown.stdout)["plan"]["cost"]
+    assert found["captures"] == list(FOLDERS)
+    assert found["memory_bytes"] > 0 < found["seconds"]
+
+
+def test_models_are_captured_from_configs_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    captured: list[str] = []
+
+    def capture(interface: Any, edits: Any, cache: Path) -> Program:
+        captured.append(interface.folder)
+        return Program((), (), (), (), ())
+
+    monkeypatch.setattr(prebuild, "program_of", capture)
+    monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
+    result = CliRunner().invoke(prebuild_command, ["sd15", "sdxl", "--json"])
+    assert result.exit_code == 0, result.output
+    assert captured == [*FOLDERS, "text_encoder", "text_encoder_2", *FOLDERS[1:]]
+    with pytest.raises(SpecError, match="no model"):
+        prebuild.prebuild("no-such-model", tmp_path)
+
+
+def test_a_digest_is_remembered_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, digest, read = tmp_path / "weights", remembering(tmp_path / "cache"), []
+    monkeypatch.setattr(digests, "digest_file", lambda path: read.append(path) or digest_file(path))
+    file.write_bytes(bytes(2 << 20))
+    assert digest(file) == digest(file) == digest_file(file)
+    assert len(read) == 2  # just written: a second write could go unseen
+    monkeypatch.setattr(digests, "TICK", 0.0)
+    assert digest(file) == digest(file) == digest_file(file)
+    assert len(read) == 3
+    file.write_bytes(b"\1" * (2 << 20))
+    assert digest(file) == digest_file(file)
+
+
+WARM = """
+import sys
+from pathlib import Path
+from retouch.compiler.build import Options, build
+from retouch.compiler.plan import make_plan
+
+build(make_plan(Path(sys.argv[1])), Path(sys.argv[2]), Options(cache=Path(sys.argv[3])))
+print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+
+
+def test_a_warm_build_imports_no_torch(tiny: Path, skeletons: Path, spec: Path, tmp_path: Path) -> None:
+    for interface in interfaces(load(tiny)):
+        program_of(interface, (), skeletons)
+    command = [sys.executable, "-c", WARM, str(spec), str(tmp_path / "out"), str(skeletons)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout == "False False\n"
+    assert (tmp_path / "out" / "manifest.json").is_file()
