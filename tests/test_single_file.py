@@ -54,7 +54,7 @@ def files(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def open_file(file: Path, config: Path | None, **keys: Any) -> Pipeline:
-    given = {} if config is None else {"config": InputFile(str(config), config)}
+    given: Any = {} if config is None else {"config": InputFile(str(config), config)}
     return open_source(Source(str(file), **given, **keys), file.parent, "ddim", 5)
 
 
@@ -121,7 +121,7 @@ def test_the_folder_of_a_file_draws_the_same_images(
 
 
 def draw(folder: Path) -> np.ndarray:
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
     # the emitted folder's scheduler is that of the spec's sampler
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -304,7 +304,7 @@ def test_a_part_that_is_absent_is_asked_for_and_can_be_given(
 
 def test_a_folder_takes_its_autoencoder_from_elsewhere(folders: dict[str, Path], tmp_path: Path) -> None:
     other = make_tiny(tmp_path / "other", seed=1)
-    given = {"vae": InputFile("other/vae", other / "vae")}
+    given: Any = {"vae": InputFile("other/vae", other / "vae")}
     pipeline = open_source(Source(str(folders["sd1"]), components=given), tmp_path, "ddim", 5)
     name = "vae.decoder.conv_in.weight"
     expected = load_pipeline(other, "ddim", 5).tensors[name]

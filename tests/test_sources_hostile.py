@@ -38,7 +38,7 @@ def file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_file(file: Path, config: Path | None = None) -> Any:
-    given = {} if config is None else {"config": InputFile(str(config), config)}
+    given: Any = {} if config is None else {"config": InputFile(str(config), config)}
     return open_source(Source(str(file), **given), file.parent, "ddim", 5)
 
 

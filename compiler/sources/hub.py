@@ -42,7 +42,7 @@ def snapshot(repo: str, revision: str, variant: str | None = None, given: Collec
         InputError: the model does not exist, may not be read, or lacks a file; or a link of the cache leads
             out of it.
     """
-    with _told(repo, revision):
+    with told(repo, revision):
         folder = _cached(repo, revision, variant, given) or _fetched(repo, revision, variant, given)
     _check_links(folder)
     return folder
@@ -102,7 +102,7 @@ def _no_weights(names: Collection[str], component: str, variant: str | None) -> 
     if any(Path(name).suffix in PICKLE_SUFFIXES for name in there):
         hint = "look for a commit with safetensors; hubs often have one on a branch of the model"
         return Fault("E_PICKLE", "only pickled weights, which are refused", component, hint)
-    return Fault("E_FILE", "no weights in safetensors", component)
+    return Fault("E_FILE", f"no {variant or 'plain'} weights in safetensors", component)
 
 
 def _cached(repo: str, revision: str, variant: str | None, given: Collection[str]) -> Path | None:
@@ -155,7 +155,7 @@ def _check_links(folder: Path) -> None:
 
 
 @contextmanager
-def _told(repo: str, revision: str) -> Iterator[None]:
+def told(repo: str, revision: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one of ours, with what to do about it."""
     where = f"{repo}@{revision[:12]}"
     try:
