@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from .lock import Lock
 from .manifest import Manifest
+from .probes import ProbeReport
 from .read import SECTIONS, Registries
 from .sampling import SamplingTable
 from .schema import Draft
@@ -18,7 +19,12 @@ from .schema import Draft
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MODE: Literal["validation"] = "validation"
 DRAFT = ("", "spec")
-DOCUMENTS: dict[str, type[BaseModel]] = {"lock": Lock, "manifest": Manifest, "sampling": SamplingTable}
+DOCUMENTS: dict[str, type[BaseModel]] = {
+    "lock": Lock,
+    "manifest": Manifest,
+    "probes": ProbeReport,
+    "sampling": SamplingTable,
+}
 
 
 def edit_schema(registries: Registries) -> dict[str, Any]:

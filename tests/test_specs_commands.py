@@ -142,6 +142,7 @@ def test_schema_prints_one_and_writes_all(tmp_path: Path) -> None:
         "edit.schema.json",
         "lock.schema.json",
         "manifest.schema.json",
+        "probes.schema.json",
         "sampling.schema.json",
     ]
     assert run(schema, "sampling").output == (tmp_path / "sampling.schema.json").read_text()
