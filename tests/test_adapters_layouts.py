@@ -186,6 +186,8 @@ def test_a_peft_file_says_whose_modules_it_means(tmp_path: Path) -> None:
     file, more = tmp_path / "adapter_model.safetensors", {"config": "adapter_config.json"}
     with pytest.raises(InputError, match=r"may mean text_encoder\..* or text_encoder_2"):
         merge(file, open_tiny_xl(), **more)
+    with pytest.raises(InputError, match="no part `text_encoder_3`"):
+        merge(file, open_tiny_xl(), **more, component="text_encoder_3")
     merged = merge(file, open_tiny_xl(), **more, component="text_encoder")
     found = encode(load(merged, "text_encoder", _text("text_encoder", folder)))
     close(found, encode(wrapped), encode(_text("text_encoder", folder)))

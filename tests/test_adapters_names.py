@@ -1,74 +1,32 @@
 """Tables of names at the published models' true sizes: modules on the meta device, no weight anywhere."""
 
-import json
-from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import (
     _convert_non_diffusers_lora_to_diffusers,
     _maybe_map_sgm_blocks_to_diffusers,
 )
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks._hollow import Hollow, hollow_pipeline
 from retouch.compiler.adapters.blocks import VECTORS, block_of, factors
 from retouch.compiler.adapters.spellings import KOHYA, Place, places_of, table_of
-from retouch.compiler.families import family_of
-from retouch.compiler.families.published import published_folder
-from retouch.compiler.ir import Component, Pipeline
-from retouch.compiler.load import load_pipeline
+from retouch.compiler.ir import Pipeline
+from retouch.compiler.modules import build_module
 from retouch.specs.errors import InputError
-
-from .passes import tiny_folder
 
 SD, SD2, XL = "stable-diffusion-v1-5", "stable-diffusion-2-1", "stable-diffusion-xl-base-1.0"
 REFINER = "stable-diffusion-xl-refiner-1.0"
-CLASSES: dict[str, Any] = {
-    "CLIPTextModel": CLIPTextModel,
-    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
-}
-
-
-@dataclass(frozen=True)
-class Bare:
-    """A tensor that has a header only."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def read(self) -> Any:
-        raise AssertionError("nothing is read here")
 
 
 @cache
 def published(model: str) -> Pipeline:
-    """Return a published model's denoiser and text encoders as a pipeline without elements."""
-    folder = published_folder(model)
-    index = json.loads((folder / "model_index.json").read_text())
-    present = [name for name, entry in index.items() if isinstance(entry, list) and entry[1]]
-    family = family_of(index["_class_name"], present)
-    components, tensors = {}, {}
-    for name in (name for name, role in family.roles.items() if role in ("denoiser", "text")):
-        config = json.loads((folder / name / "config.json").read_text())
-        library, kind = index[name]
-        components[name] = Component(name, family.roles[name], library, kind, config, folder / name)
-        for key, value in _modules(kind, config).state_dict().items():
-            tensors[f"{name}.{key}"] = Bare(np.dtype(np.float16), tuple(value.shape))
-    sampling = load_pipeline(tiny_folder(), "ddim", 8).sampling
-    return Pipeline(family, MappingProxyType(components), MappingProxyType(tensors), sampling)
-
-
-def _modules(class_name: str, config: dict[str, Any]) -> Any:
-    with torch.device("meta"):
-        if class_name in CLASSES:
-            return CLASSES[class_name](CLIPTextConfig.from_dict(config))
-        return UNet2DConditionModel.from_config(config)
+    """Return a published model with the header of every tensor and no element."""
+    return hollow_pipeline(model)
 
 
 def _kohya(place: Place, name: str) -> list[str]:
@@ -91,7 +49,10 @@ def test_every_linear_map_and_convolution_is_in_the_table(model: str) -> None:
     """Against torch's own modules; embeddings are adapted by another formula."""
     pipeline = published(model)
     for name, component in pipeline.components.items():
-        modules = _modules(component.class_name, dict(component.config)).named_modules()
+        if component.role not in ("denoiser", "text"):
+            continue
+        with torch.device("meta"):
+            modules = build_module(component).named_modules()
         expected = {path for path, module in modules if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)}
         found = {place.target for place in places_of(pipeline) if place.component == name}
         assert found == {f"{name}.{path}.weight" for path in expected}
@@ -133,7 +94,7 @@ def test_only_peft_needs_to_be_told_which_text_encoder_it_means() -> None:
 
 def test_underscores_that_make_two_modules_one_are_seen() -> None:
     pipeline = published(SD)
-    weight = Bare(np.dtype(np.float16), (4, 4))
+    weight = Hollow(np.dtype(np.float16), (4, 4))
     clash = {"unet.mid.a_b.weight": weight, "unet.mid.a.b.weight": weight}
     found = table_of(pipeline.with_tensors(clash))["lora_unet_mid_a_b"]
     assert [place.module for place in found.places] == ["mid.a.b", "mid.a_b"]

@@ -87,6 +87,11 @@ BROKEN: dict[str, tuple[dict[str, np.ndarray | None], str, str]] = {
     "alphas": ({f"{STEM}.alpha": np.ones(2, np.float32)}, "E_ADAPTER_CONFIG", "no finite number"),
     "NaN": ({f"{STEM}.lora_up.weight": np.full((16, 2), np.nan, np.float32)}, "E_ADAPTER_NUMBER", "lora_up"),
     "integers": ({f"{STEM}.lora_up.weight": np.ones((16, 2), np.int8)}, "E_ADAPTER_NUMBER", "lora_up"),
+    "an unknown part": (
+        {f"{STEM}.scalar": np.ones(1, np.float32)},
+        "E_ADAPTER_UNMATCHED",
+        "of no known layout",
+    ),
     "a stranger": (
         {"lora_unet_nowhere.alpha": np.ones(1, np.float32)},
         "E_ADAPTER_UNMATCHED",

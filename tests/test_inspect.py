@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from benchmarks._hollow import hollow_pipeline, write_hollow
 from retouch.compiler.tensors import Stored
 from retouch.runtime.cli import main
 from retouch.specs.fields import DEMO
@@ -50,6 +52,26 @@ def test_sdxl_has_two_text_encoders(capsys: pytest.CaptureFixture[str]) -> None:
     found = inspect(capsys, tiny_xl_folder())
     assert found["family"] == "stable_diffusion_xl"
     assert [part["class"] for part in found["parts"]][:2] == ["CLIPTextModel", "CLIPTextModelWithProjection"]
+
+
+def test_a_single_file_of_sdxls_true_size_and_an_adapter_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = hollow_pipeline("stable-diffusion-xl-base-1.0")
+    file = write_hollow(model, tmp_path / "xl.safetensors")
+    found = inspect(capsys, file)
+    assert (found["kind"], found["family"], found["pixels"]) == ("model", "stable_diffusion_xl", [1024, 1024])
+    parameters = sum(prod(tensor.shape) for tensor in model.tensors_of("unet").values())
+    assert [part["parameters"] for part in found["parts"] if part["name"] == "unet"] == [parameters]
+    stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    tensors = {
+        f"{stem}.lora_down.weight": np.ones((2, 2048), np.float16),
+        f"{stem}.lora_up.weight": np.ones((640, 2), np.float16),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    (row,) = inspect(capsys, tmp_path / "lora.safetensors", "--base", file)["changes"]
+    assert (row["block"], row["modules"], row["ratio"]) == ("unet.down_blocks.1", 1, None)
+    assert row["change"] == pytest.approx(2 * np.sqrt(640 * 2048))
 
 
 CARDS = {

@@ -21,9 +21,9 @@ class Effect:
     weight: float
 
     @property
-    def ratio(self) -> float:
-        """||delta|| / ||W||."""
-        return self.change / self.weight if self.weight else float("inf")
+    def ratio(self) -> float | None:
+        """||delta|| / ||W||, None where W is zero."""
+        return self.change / self.weight if self.weight else None
 
 
 def effects(changes: Iterable[Change], pipeline: Pipeline) -> tuple[Effect, ...]:

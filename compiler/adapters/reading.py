@@ -50,6 +50,10 @@ def read_adapter(
         InputError: with every fault of the file.
     """
     header = read_header(file)
+    if component is not None and component not in pipeline.components:
+        message = f"`component`: the model has no part `{component}`"
+        hint = f"there are: {', '.join(sorted(pipeline.components))}"
+        raise InputError(Fault("E_ADAPTER_COMPONENT", message, str(file), hint))
     found = _grouped(header, table_of(pipeline, component))
     faults = list(_key_faults(found, pipeline, str(file)))
     if not header.tensors:
@@ -127,7 +131,8 @@ def _key_faults(found: _Grouped, pipeline: Pipeline, file: str) -> Iterator[Faul
         )
         return
     for keys in found.unknown.values():
-        yield Fault("E_ADAPTER_UNMATCHED", "the model has no such module", f"{file}: {_some(keys)}")
+        message = "the model has no such module" if split(keys[0])[1] else "the key is of no known layout"
+        yield Fault("E_ADAPTER_UNMATCHED", message, f"{file}: {_some(keys)}")
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -138,7 +138,7 @@ def _adapter_text(value: Mapping[str, Any]) -> str:
             str(row["modules"]),
             f"{row['change']:.4g}",
             f"{row['weight']:.4g}",
-            f"{row['ratio']:.2%}",
+            "-" if row["ratio"] is None else f"{row['ratio']:.2%}",
         )
         for row in value["changes"]
     ]
