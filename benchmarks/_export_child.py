@@ -17,7 +17,7 @@ def export_with_torch() -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32).eval()
+    unet: Any = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32).eval()
     width, size = unet.config.cross_attention_dim, 8 * 2 ** (len(unet.config.block_out_channels) - 1)
     sample, states = torch.zeros(2, 4, size, size), torch.zeros(2, 77, width)
     inputs: dict[str, Any] = {

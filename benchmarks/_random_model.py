@@ -10,6 +10,7 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def write_random(model: str, folder: Path) -> None:
             shutil.copytree(clip_folder(published_folder(model) / component.name), place, dirs_exist_ok=True)
 
 
-def _write_tensor(stream, name: str, dtype: np.dtype, count: int) -> None:  # type: ignore[no-untyped-def]
+def _write_tensor(stream: BinaryIO, name: str, dtype: np.dtype, count: int) -> None:
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
     piece = (SCALE * generator.standard_normal(min(count, PIECE), np.float32)).astype(dtype)
     for start in range(0, count, PIECE):

@@ -22,6 +22,7 @@ from .interfaces import Interface, Port
 from .ir import GraphEdit
 from .modules import NOT_STRUCTURE, build_module, fixed_buffers
 from .program import Op, Program, Ref, Shape, refs
+from .reproducer import keep_failure
 from .skeleton import Form, Skeleton
 from .store import Store
 
@@ -76,7 +77,7 @@ def program_of(interface: Interface, edits: Sequence[GraphEdit], cache: Path) ->
     kept = store.get(key)
     if kept is not None:
         return Program.load(kept)
-    program = _capture(interface, edits)
+    program = _capture(interface, edits, cache)
     store.put(key, program.dump())
     return program
 
@@ -113,13 +114,15 @@ def _versions(libraries: Sequence[str]) -> dict[str, str]:
 # Capture: module under fake tensors -> torch.export -> plain data
 
 
-def _capture(interface: Interface, edits: Sequence[GraphEdit]) -> Program:
+def _capture(interface: Interface, edits: Sequence[GraphEdit], cache: Path) -> Program:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module, program = _trace(interface, edits)
         except Exception as error:
-            hint = "the config has to describe a module that this version of the library can build"
+            happened = {"edits": [asdict(edit) for edit in edits], "error": str(error)}
+            kept = keep_failure(cache, interface, happened)
+            hint = f"the config has to describe a module that this version can build; to report it: {kept}"
             name = interface.component.class_name
             fault = Fault("E_CAPTURE", f"{name} cannot be traced: {error}", interface.folder, hint)
             raise InputError(fault) from error
@@ -170,7 +173,7 @@ def _tensors(node: "torch.fx.Node") -> list["torch.Tensor"]:
     import torch
 
     value = node.meta.get("val")
-    found = list(value) if isinstance(value, list | tuple) else [value]
+    found: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     return found if all(isinstance(item, torch.Tensor) for item in found) else []
 
 

@@ -562,16 +562,21 @@ def _argmax(graph: Graph, op: Op) -> Value:
 def _linear(graph: Graph, op: Op) -> Value:
     """x W^T + b. The transpose is part of how the weight is written; a matrix times one is a Gemm."""
     value, shape = graph.computed(graph.value(op.args[0])), op.shapes[0]
-    bias = graph.weight(op.args[2]) if len(op.args) > 2 and op.args[2] is not None else None
-    rows, columns = graph.program_shape(op.args[1])
+    ref, bias = op.args[1], _bias(graph, op)
+    rows, columns = graph.program_shape(ref)
     if graph.form.packing == "int8" and columns % BLOCK == 0:
-        product = _packed_product(graph, value, op.args[1], (rows, columns), shape)
+        product = _packed_product(graph, value, ref, (rows, columns), shape)
     elif len(value.shape) == 2:
-        operands = [value, graph.weight(op.args[1]), *([bias] if bias else [])]
+        operands = [value, graph.weight(ref), *([bias] if bias else [])]
         return graph.emit("Gemm", operands, shape, transB=1)
     else:
-        product = graph.emit("MatMul", [value, graph.weight(op.args[1], transposed=True)], shape)
+        product = graph.emit("MatMul", [value, graph.weight(ref, transposed=True)], shape)
     return graph.emit("Add", [product, bias], shape) if bias else product
+
+
+def _bias(graph: Graph, op: Op) -> Value | None:
+    ref = _option(op, 2, "bias", None)
+    return None if ref is None else graph.weight(ref)
 
 
 def _packed_product(graph: Graph, value: Value, ref: Ref, size: tuple[int, int], shape: Shape) -> Value:
@@ -580,14 +585,15 @@ def _packed_product(graph: Graph, value: Value, ref: Ref, size: tuple[int, int],
     rows, columns = size
     packed = Value(f"{ref.name}{PACKED}", (rows, columns // BLOCK, BLOCK), "uint8")
     scales = Value(f"{ref.name}{SCALES}", (rows * columns // BLOCK,), graph.form.precision)
-    attributes = {"K": columns, "N": rows, "bits": 8, "block_size": BLOCK}
-    return graph.emit("MatMulNBits", [value, packed, scales], shape, domain=CONTRIB, **attributes)
+    operands = [value, packed, scales]
+    return graph.emit(
+        "MatMulNBits", operands, shape, domain=CONTRIB, K=columns, N=rows, bits=8, block_size=BLOCK
+    )
 
 
 def _convolve(graph: Graph, op: Op) -> Value:
     value = graph.computed(graph.value(op.args[0]))
-    kernel = graph.weight(op.args[1])
-    bias = graph.weight(op.args[2]) if len(op.args) > 2 and op.args[2] is not None else None
+    kernel, bias = graph.weight(op.args[1]), _bias(graph, op)
     stride, padding, dilation = (*op.args[3:6], *([1, 1], [0, 0], [1, 1])[len(op.args[3:6]) :])[:3]
     groups = op.args[6] if len(op.args) > 6 else 1
     return graph.emit(
@@ -652,11 +658,17 @@ def _attention(graph: Graph, op: Op) -> Value:
     scale = op.options.get("scale") or 1 / sqrt(int(query.shape[3]))
     heads = int(query.shape[1])
     if graph.profile.attention == "Attention":
-        attributes = {"scale": scale, **({"is_causal": 1} if causal else {})}
-        return graph.emit("Attention", [query, key, value], op.shapes[0], **attributes)
-    attributes = {"num_heads": heads, "scale": scale, **({"unidirectional": 1} if causal else {})}
+        return graph.emit("Attention", [query, key, value], op.shapes[0], scale=scale, is_causal=int(causal))
     rows = [_rows(graph, operand) for operand in (query, key, value)]
-    merged = graph.emit("MultiHeadAttention", rows, rows[0].shape, domain=CONTRIB, **attributes)
+    merged = graph.emit(
+        "MultiHeadAttention",
+        rows,
+        rows[0].shape,
+        domain=CONTRIB,
+        num_heads=heads,
+        scale=scale,
+        unidirectional=int(causal),
+    )
     batch, _, length, width = op.shapes[0]
     return graph.transpose(graph.reshape(merged, (batch, length, heads, width)), [0, 2, 1, 3])
 

@@ -4,7 +4,10 @@ A matrix W [out, in] is written as all numbers, row by row, and then all scales:
 MatMulNBits reads. Source: onnxruntime, docs/ContribOperators.md, com.microsoft.MatMulNBits.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from .tensors import Array, widen
 
@@ -13,7 +16,7 @@ ZERO, LARGEST = 128, 127
 
 def pack(weight: Array, block: int, dtype: np.dtype) -> tuple[Array, Array]:
     """Return numbers [out, in / block, block] in uint8, and scales [out, in / block] in `dtype`."""
-    blocks = widen(weight).reshape(weight.shape[0], -1, block)
+    blocks: Any = widen(weight).reshape(weight.shape[0], -1, block)
     # The scale is rounded first, so that numbers are those which suit the scale as it is stored.
     scales = (np.abs(blocks).max(axis=2) / np.float32(LARGEST)).astype(dtype)
     divisors = np.where(scales == 0, 1, scales).astype(np.float32)[:, :, None]
@@ -21,7 +24,7 @@ def pack(weight: Array, block: int, dtype: np.dtype) -> tuple[Array, Array]:
     return numbers.astype(np.uint8), scales
 
 
-def unpack(numbers: Array, scales: Array) -> Array:
+def unpack(numbers: Any, scales: Any) -> NDArray[np.float32]:
     """Return the matrix that packed numbers stand for, in float32."""
     values = (numbers.astype(np.float32) - ZERO) * scales.astype(np.float32)[:, :, None]
     return values.reshape(numbers.shape[0], -1)

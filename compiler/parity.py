@@ -6,7 +6,7 @@ thread and the same seeded inputs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .capture import CELLS, wrap
 from .interfaces import BAKED, Interface
 from .ir import Pipeline
 from .reference import Peak, run_program
+from .reproducer import keep_failure
 from .rounding import rounded_up
 from .skeleton import DATA, Form, Skeleton
 from .threads import single_threaded
@@ -61,9 +62,15 @@ class Emission:
 
 
 def measure_parity(
-    pipeline: Pipeline, graphs: Iterable[Emission], author: str, label: str = ""
+    pipeline: Pipeline,
+    graphs: Iterable[Emission],
+    author: str,
+    label: str = "",
+    failures: Path | None = None,
 ) -> list[Evidence]:
     """Return the evidence for each graph: its difference from torch, and what float16 could not hold.
+
+    For a graph that differs too much, a file in the cache `failures` says how to see it again.
 
     A bfloat16 graph has none: onnxruntime cannot run one on a CPU. `label` goes before each subject.
     """
@@ -76,6 +83,9 @@ def measure_parity(
         with single_threaded():
             error, peak = _graph_error(pipeline, graph)
             found.append(_evidence(subject, error, form, author))
+            if failures is not None and found[-1].passed is False:
+                happened = {"form": asdict(form), "key": graph.skeleton.key, "error": error, "seed": SEED}
+                keep_failure(failures, graph.interface, happened)
             if form.precision == "float16":
                 found.append(_range_evidence(subject, peak, author))
             if graph.interface.component.role == "denoiser":

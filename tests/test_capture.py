@@ -1,6 +1,7 @@
 """Programs and skeletons: what they hold, what keys depend on, and that equal structures give equal bytes."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from retouch.compiler.interfaces import Interface, interfaces
 from retouch.compiler.ir import GraphEdit
 from retouch.compiler.lower import lower
 from retouch.compiler.program import Op, Program, Ref
+from retouch.compiler.reproducer import FOLDER
 from retouch.compiler.skeleton import Form
 from retouch.specs.canonical import digest_of
 from retouch.specs.errors import InputError
@@ -156,7 +158,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make capturing free; return the folders that were captured."""
     calls: list[str] = []
 
-    def made(found: Interface, edits: Any) -> Program:
+    def made(found: Interface, edits: Any, cache: Path) -> Program:
         calls.append(found.folder)
         return MADE
 
@@ -194,6 +196,11 @@ def test_an_operation_that_nobody_knows_is_named(tiny: Path, tmp_path: Path, cap
 
 
 def test_a_config_that_describes_no_module_is_refused(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be traced"):
+    with pytest.raises(InputError, match="cannot be traced") as caught:
         skeleton_of(interface(tiny, down_block_types=["NoSuchBlock"]), (), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    (kept,) = (tmp_path / FOLDER).iterdir()
+    assert str(kept) in caught.value.faults[0].hint
+    record = json.loads(kept.read_bytes())
+    assert record["config"]["down_block_types"] == ["NoSuchBlock"]
+    assert "NoSuchBlock" in record["happened"]["error"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [FOLDER]

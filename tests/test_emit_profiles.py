@@ -100,7 +100,7 @@ def test_packing_is_undone_within_half_a_step(dtype: Any) -> None:
     weight[2] = 0
     numbers, scales = pack(weight, 32, np.dtype(dtype))
     restored = unpack(numbers, scales)
-    step = np.repeat(scales.astype(np.float32), 32, axis=1)
+    step: Any = np.repeat(np.float32(scales), 32, axis=1)
     assert np.all(np.abs(restored - weight) <= step * 0.51)
     data, meant = packed_bytes(weight, 32, np.dtype(dtype))
     np.testing.assert_array_equal(meant, restored)

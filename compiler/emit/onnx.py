@@ -72,7 +72,7 @@ class Onnx(Emitter):
             _write_rest(pipeline, place)
         emitted = [Emission(*graph, place / graph[0].folder, suffix) for graph in graphs]
         label = "" if place == folder and not suffix else f"{self.label()}/"
-        measured = measure_parity(pipeline, emitted, self.name, label) if self.parity else []
+        measured = measure_parity(pipeline, emitted, self.name, label, job.cache) if self.parity else []
         return Emitted(tuple(records), (*writing.rounding(label), *measured))
 
     # -- what is written ---------------------------------------------------------------------------
