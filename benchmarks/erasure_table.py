@@ -237,7 +237,9 @@ def make(method: str, count: int) -> tuple[Pass, str]:
     prompts = [(_prompt(label), guide, label) for label, guide, _ in CONCEPTS[:count]]
     concepts = [{"name": p, "towards": guide, "synonyms": [label]} for p, guide, label in prompts]
     whole = {"concepts": concepts, **block}
-    edit = TypeAdapter(passes.load(name)).validate_json(json.dumps(whole), context={"folder": Path()})
+    edit: Pass = TypeAdapter[Any](passes.load(name)).validate_json(
+        json.dumps(whole), context={"folder": Path()}
+    )
     code = sorted((HERE.parent / "passes").glob("*.py"))
     return edit, digest_of({"method": name, "block": whole, "code": [digest_file(file) for file in code]})
 
@@ -301,7 +303,7 @@ def fill_probe(bench: Bench, method: str, probe: str) -> None:
     from retouch.compiler.probes._examine import Examination
 
     edit, key = (None, "unedited") if method == "none" else make(method, PROBED_COUNT)
-    attempt = TypeAdapter(probes.load(probe)).validate_python(PROBES[probe])
+    attempt: Any = TypeAdapter[Any](probes.load(probe)).validate_python(PROBES[probe])
     key = digest_of([key, asdict(attempt), bench.grid.probe_images])
     name = f"{method}/{probe}"
     if _load(bench)["probes"].get(name, {}).get("key") == key:

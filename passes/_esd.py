@@ -96,10 +96,11 @@ def train(
     optimizer = torch.optim.Adam([*state.down.values(), *state.up.values()], lr=course.rate)
     _resume(checkpoint, state, optimizer)
     advance(state.done)
+    pool: Sample | None = None
     while state.done < course.total:
         if state.done % course.steps == 0 and state.done:
             _search(model, course, state)
-        if state.done % REFRESH == 0:
+        if pool is None or state.done % REFRESH == 0:
             # Saved only where samples are drawn anew, so that a stop changes nothing.
             if state.done and time.monotonic() - saved > SAVE_EVERY:
                 _save(checkpoint, state, optimizer)

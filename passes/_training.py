@@ -76,8 +76,8 @@ def outcome(edit: "EraseByTraining", before: Pipeline, written: Mapping[str, Arr
         residuals = _residuals(course, before, _with(before, written))
         drifts = _drifts(edit, course, before, written)
     change = np.sqrt(
-        sum(_square(array - widen(before.tensors[name].read())) for name, array in sorted(written.items()))
-        / sum(_square(before.tensors[name].read()) for name in sorted(written))
+        sum(_square(_float64(written[name]) - _read(before, name)) for name in sorted(written))
+        / sum(_square(_read(before, name)) for name in sorted(written))
     )
     high = float(np.quantile(drifts, 0.95))
     subject = f"{len(course.kept)} preserved prompts"
@@ -154,8 +154,8 @@ def _drifts(
     width = states.shape[-1]
     change, size = np.zeros((width, width)), np.zeros((width, width))
     for name in sorted(written):
-        weight = widen(before.tensors[name].read()).astype(np.float64)
-        delta = written[name].astype(np.float64) - weight
+        weight = _read(before, name)
+        delta = _float64(written[name]) - weight
         change += delta.T @ delta
         size += weight.T @ weight
     return [
@@ -182,8 +182,16 @@ def _studio(pipeline: Pipeline) -> Studio:
     return pipeline.studio or Studio(pipeline.sampling)
 
 
-def _square(array: Array) -> float:
-    return float(np.sum(np.square(widen(array), dtype=np.float64)))
+def _read(pipeline: Pipeline, name: str) -> NDArray[np.float64]:
+    return _float64(pipeline.tensors[name].read())
+
+
+def _float64(array: Array) -> NDArray[np.float64]:
+    return widen(array).astype(np.float64)
+
+
+def _square(array: NDArray[np.float64]) -> float:
+    return float(np.sum(array * array))
 
 
 @lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from ..compiler.contract import Erasure, Observer, Pass, Stage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ._esd import Course
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
+Floats = NDArray[np.floating]
 Where = Literal["cross_attention", "text_encoder"]
 
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a blue background")
@@ -225,15 +227,12 @@ class _Add:
     shape: tuple[int, ...]
     rank: int
 
-    def __call__(self, weight: Array, factors: Array) -> Array:
-        down, up = self.factors(factors)
-        return weight + up @ down
-
-    def factors(self, every: Array) -> tuple[Array, Array]:
+    def __call__(self, weight: Floats, factors: Floats) -> Floats:
         outputs, inputs = self.shape
         middle = self.start + self.rank * inputs
-        down = every[self.start : middle].reshape(self.rank, inputs)
-        return down, every[middle : middle + outputs * self.rank].reshape(outputs, self.rank)
+        down = factors[self.start : middle].reshape(self.rank, inputs)
+        up = factors[middle : middle + outputs * self.rank].reshape(outputs, self.rank)
+        return weight + up @ down
 
 
 class _Outcome:

@@ -48,8 +48,8 @@ def test_embeddings_of_real_words_are_read_as_those_words(model: Gradients) -> N
     ids = said.ids[0]
     end = int((ids == ids[-1]).nonzero()[0])
     learned = model.with_prefix("", [model.embeddings(0)[ids[1:end]]])
-    states = [model.encode([words]).sequence for words in (said, learned)]
-    assert torch.allclose(*states, atol=1e-6)
+    one, other = (model.encode([words]).sequence for words in (said, learned))
+    assert torch.allclose(one, other, atol=1e-6)
 
 
 def test_low_rank_changes_are_what_fusing_them_gives(model: Gradients) -> None:

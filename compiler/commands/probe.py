@@ -124,7 +124,7 @@ def _probes(chosen: str | None, efforts: Iterable[str]) -> list[Probe]:
 
 def _make(name: str, block: dict[str, Any]) -> Probe:
     try:
-        return TypeAdapter(registry.load(name)).validate_python(block, strict=False)
+        return TypeAdapter[Any](registry.load(name)).validate_python(block, strict=False)
     except ValidationError as error:
         raise SpecError(
             *(

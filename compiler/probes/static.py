@@ -11,7 +11,7 @@ from pydantic import Field
 from ...runtime.statistics import decimal
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
-from ..tensors import widen
+from ..tensors import Tensor, widen
 from ..text_map import fuse_text_map
 from . import Case, Probe
 
@@ -109,7 +109,11 @@ def _pairs(edited: "Pipeline", base: "Pipeline") -> Iterator[tuple[str, Floats, 
         if text_input.reads == "sequence":
             for name, tensor in base.select("denoiser", text_input.pattern):
                 own = base.family.module_name(denoiser, name.removeprefix(denoiser + "."))
-                yield name, *(widen(t.read()).astype(np.float64) for t in (spelled[own], tensor))
+                yield name, _float64(spelled[own]), _float64(tensor)
+
+
+def _float64(tensor: Tensor) -> Floats:
+    return widen(tensor.read()).astype(np.float64)
 
 
 def _states(pipeline: "Pipeline", prompt: str) -> Floats:
