@@ -141,6 +141,9 @@ def _solve_linear(erasing: Erasing, reads: Reads) -> Change:
     first = _with_moved(kept, prompts)
     ridge = erasing.edit.ridge_share * first.mean_square
     change = first.solve(ridge)
+    # What an earlier round has led elsewhere shall stay there.
+    for moved in prompts:
+        kept.keep(moved.rows, moved.weight)
     rounds = erasing.edit.adversarial_rounds
     found = _found(erasing, reads) if rounds else np.zeros((0, 0))
     for _ in range(rounds):
@@ -212,15 +215,17 @@ class _Layered:
             adversaries = _adversaries(grams, prompts)
             if not adversaries:
                 break
-            self._known.append(self._space(adversaries))
+            self._known.append(self._space(adversaries, prompts))
 
-    def _space(self, prompts: Sequence[Moved]) -> NullSpace:
+    def _space(self, prompts: Sequence[Moved], done: Sequence[Moved] = ()) -> NullSpace:
+        """Return what moves some rows; those that are done already are retained where they have got."""
         edit, states = self._erasing.edit, self._erasing.states
-        concepts, guides, retained = self._rows(prompts)
+        kept = [rows for rows, _ in self._erasing.kept(self._reads)]
+        retained = np.concatenate([*kept, *(moved.rows for moved in done)])
         weights = np.concatenate([np.full(len(moved.rows), moved.weight) for moved in prompts])
         return NullSpace.of(
-            concepts,
-            guides,
+            np.concatenate([moved.rows for moved in prompts]),
+            np.concatenate([moved.guides for moved in prompts]),
             weights / weights.sum(),
             retained,
             independent(states.empty(self._reads)),
@@ -228,11 +233,6 @@ class _Layered:
             ridge=edit.ridge_share * self._scale,
             filtered=edit.influence,
         )
-
-    def _rows(self, prompts: Sequence[Moved]) -> tuple[Floats, Floats, Floats]:
-        kept = [rows for rows, _ in self._erasing.kept(self._reads)]
-        concepts = np.concatenate([moved.rows for moved in prompts])
-        return concepts, np.concatenate([moved.guides for moved in prompts]), np.concatenate(kept)
 
     @cached_property
     def _scale(self) -> float:

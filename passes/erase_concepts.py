@@ -79,10 +79,10 @@ class EraseConcepts(Pass):
     adversarial_rounds: Annotated[int, Field(ge=0, le=10)] = 0
     templates: Annotated[tuple[Text, ...], Field(min_length=1)] = TEMPLATES
     held_out: tuple[Text, ...] = HELD_OUT
-    tokens: Tokens = "subject_to_end"
+    tokens: Tokens = "subject_and_eot"
     ridge: Share | None = None
     preserve_weight: Weight = 10.0
-    neighbors: Annotated[int, Field(ge=0, le=1000)] = 0
+    neighbors: Annotated[int, Field(ge=0, le=1000)] = 5
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
     vocabulary_weight: Weight = 10.0
     captions: InputFile | None = None
