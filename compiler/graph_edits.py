@@ -44,7 +44,10 @@ def _map_text(module: Any, kinds: tuple[str, ...]) -> None:
         for kind in kinds:
             matrix = getattr(own, TENSORS[kind].removeprefix(OWN))
             holder, key = _holder(given.arguments, kind)
-            holder[key] = torch.nn.functional.linear(holder[key], matrix)
+            states = holder[key]
+            # The map is kept in float64 until it is written. A trace is all float32 and must see no cast.
+            matched = matrix if matrix.dtype == states.dtype else matrix.to(states.dtype)
+            holder[key] = torch.nn.functional.linear(states, matched)
         return given.args, given.kwargs
 
     module.register_forward_pre_hook(mapped, with_kwargs=True)

@@ -2,15 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from emitting import emit, load
+from tiny import make_tiny_xl
 
 from retouch.compiler.emit.diffusers import Diffusers
 from retouch.compiler.emit.onnx import Onnx
+from retouch.compiler.encode import pooled_width, text_width
 from retouch.compiler.interfaces import interfaces
 from retouch.compiler.ir import Pipeline
+from retouch.compiler.load import load_pipeline
+from retouch.compiler.modules import load_module
 from retouch.compiler.parity import example_inputs, run_graph
 from retouch.compiler.tensors import Shared
 from retouch.compiler.text_map import TextMap, fuse_text_map, graph_map, with_text_map
@@ -18,6 +24,11 @@ from retouch.compiler.trial import pipeline_drawer
 from retouch.specs.errors import InputError, SpecError
 
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.fixture(scope="module")
+def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_xl(tmp_path_factory.mktemp("xl") / "model")
 
 
 def _map(width: int, seed: int) -> Shared:
@@ -112,3 +123,32 @@ def test_drawing_through_a_map_is_drawing_with_its_weights(tiny: Path, skeletons
         fused = draw(prompts, seeds)
     assert np.abs(mapped.astype(int) - fused).max() <= 1
     assert np.abs(mapped.astype(int) - plain).max() > 1
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_xl"])
+def test_the_module_computes_what_the_fused_weights_do(model: str, request: pytest.FixtureRequest) -> None:
+    base = load_pipeline(request.getfixturevalue(model), "ddim", 5, 4.0)
+    pooled = pooled_width(base)
+    text_map = TextMap(_map(text_width(base), 0), _map(pooled, 1) if pooled else None)
+    generator = torch.Generator().manual_seed(0)
+    given: dict[str, Any] = {
+        "sample": torch.randn(2, 4, 8, 8, generator=generator),
+        "timestep": torch.tensor(7),
+        "encoder_hidden_states": torch.randn(2, 5, text_width(base), generator=generator),
+    }
+    if pooled:
+        given["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(2, pooled, generator=generator),
+            "time_ids": torch.full((2, 6), 64.0),
+        }
+    with torch.inference_mode():
+        plain, fused, mapped = (
+            load_module(pipeline, "unet")(**given).sample
+            for pipeline in (
+                base,
+                with_text_map(base, text_map, "fused", "test"),
+                with_text_map(base, text_map, "text_map", "test"),
+            )
+        )
+    assert (fused - plain).norm() > 1e-2 * plain.norm()
+    assert (mapped - fused).norm() < 1e-5 * plain.norm()
