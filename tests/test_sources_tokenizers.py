@@ -18,11 +18,6 @@ KNOWN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
-
-
 def settings(model: str, component: str = "tokenizer") -> Path:
     return published_folder(model) / component
 
@@ -62,7 +57,8 @@ def test_each_model_pads_as_it_was_trained(model: str, component: str, pad: int)
     assert ids[4:] == (pad,) * 73
 
 
-def test_the_folder_is_made_once_and_left_whole(tmp_path: Path) -> None:
+def test_the_folder_is_made_once_and_left_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
     folder = clip_folder(settings("stable-diffusion-v1-5"))
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert clip_folder(settings("stable-diffusion-v1-5")) == folder
