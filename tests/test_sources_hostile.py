@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import struct
 import sys
@@ -183,6 +184,14 @@ def test_a_source_that_is_none(model: str, message: str, tmp_path: Path) -> None
 def test_a_revision_is_for_hubs(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no hub model"):
         open_source(Source("../model", revision="0" * 40), tmp_path, "ddim", 5)
+
+
+def test_the_errors_that_the_documentation_explains_exist() -> None:
+    root = Path(__file__).parents[1]
+    explained = set(re.findall(r"`(E_[A-Z_]+)`", (root / "docs" / "sources.md").read_text()))
+    raised = "".join(file.read_text() for file in sorted((root / "compiler").rglob("*.py")))
+    assert len(explained) > 10
+    assert not [code for code in sorted(explained) if f'"{code}"' not in raised]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
