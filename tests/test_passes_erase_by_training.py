@@ -1,12 +1,15 @@
 """Training goes on where it stopped, bit by bit, refuses contradictions, and says how it came out."""
 
+import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retouch.compiler.ir import Pipeline, changed_tensors
+from retouch.compiler.plan import make_plan
 from retouch.compiler.studio import Studio
 from retouch.passes import _esd, _training
 from retouch.specs.errors import SpecError
@@ -14,7 +17,7 @@ from retouch.specs.errors import SpecError
 from .passes import evidence_of, make, open_tiny
 
 APPLE = {"name": "the apple logo", "towards": "a cloud"}
-SHORT = {"concepts": [APPLE], "templates": ["{}"], "vocabulary": 2, "batch": 2, "steps": 25, "rounds": 0}
+SHORT = {"concepts": [APPLE], "templates": ["{}"], "vocabulary": 2, "batch": 2, "steps": 10, "rounds": 0}
 
 
 class Stopped(Exception):
@@ -48,20 +51,24 @@ def trained(pipeline: Pipeline, **block: object) -> dict[str, bytes]:
     return {name: after.tensors[name].read().tobytes() for name in changed_tensors(pipeline, after)}
 
 
-def test_a_training_that_was_stopped_goes_on_bit_by_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def _short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let drawings and inversions be short, and checkpoints be written wherever they may."""
+    monkeypatch.setattr(_esd, "TRAJECTORY", 2)
+    monkeypatch.setattr(_esd, "REFRESH", 4)
     monkeypatch.setattr(_esd, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(_esd, "INVERSION", replace(_esd.INVERSION, steps=3))
+    monkeypatch.setattr(_esd, "INVERSION", replace(_esd.INVERSION, steps=2))
+
+
+def test_a_training_that_was_stopped_goes_on_bit_by_bit(tmp_path: Path) -> None:
     whole = trained(at_work(tmp_path / "whole", Watching()), rounds=1)
     with pytest.raises(Stopped):
-        trained(at_work(tmp_path / "parts", Watching(until=45)), rounds=1)
+        # In the second round, between two checkpoints, with a word found before.
+        trained(at_work(tmp_path / "parts", Watching(until=18)), rounds=1)
     second = Watching()
     assert trained(at_work(tmp_path / "parts", second), rounds=1) == whole
-    assert second.done == second.total == 50
-    # The first report of the second run is what lay in the checkpoint.
-    third = Watching()
-    assert trained(at_work(tmp_path / "parts", third), rounds=1) == whole
+    assert second.done == second.total == 20
+    assert trained(at_work(tmp_path / "parts", Watching()), rounds=1) == whole
 
 
 def test_another_seed_or_model_is_another_training(tmp_path: Path) -> None:
@@ -89,8 +96,6 @@ def test_a_damaged_checkpoint_is_begun_anew(tmp_path: Path) -> None:
     [("cross_attention", "unet.*attn2.to_*"), ("text_encoder", "text_encoder.encoder.layers.0.*")],
 )
 def test_only_the_chosen_place_changes(tmp_path: Path, where: str, pattern: str) -> None:
-    from fnmatch import fnmatchcase
-
     names = trained(at_work(tmp_path, Watching()), where=where, steps=1)
     assert names
     assert all(fnmatchcase(name, pattern) for name in names)
@@ -109,7 +114,7 @@ def test_keeping_more_moves_preserved_prompts_less(tmp_path: Path) -> None:
     drifts = []
     for weight in (0.0, 100.0):
         pipeline = at_work(tmp_path, Watching())
-        edit = make("erase_by_training", {**SHORT, "keep_weight": weight, "rate": 0.05})
+        edit = make("erase_by_training", {**SHORT, "keep_weight": weight, "rate": 0.1})
         found = {e.claim: float(e.value) for e in evidence_of(edit, pipeline, edit.run(pipeline))}
         drifts.append(found["keep.drift_p95"])
     assert drifts[1] < drifts[0]
@@ -132,3 +137,13 @@ def test_every_fault_of_a_block_is_told_at_once() -> None:
         "E_ERASE_PRESERVED",
         "E_ERASE_TOKENS",
     }
+
+
+@pytest.mark.parametrize("page", ["erase-by-training", "probes"])
+def test_the_documented_blocks_are_specs(page: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    head = "schema: 1\nname: documented\nversion: 1.0.0\nsource: {model: demo}\nemit:\n  - onnx: {}\n"
+    (tmp_path / "edit.yaml").write_text(head + block)
+    plan = make_plan(tmp_path / "edit.yaml")
+    assert [*plan.spec.edits, *plan.spec.gates]
