@@ -24,6 +24,8 @@ from .card import write_card
 from .cost import check_room, estimate
 from .digests import remembering
 from .emit import Emitter, Job, Ledger, Watch
+from .gates import Gate
+from .gates._judging import JudgeFile
 from .load import source_files
 from .plan import Plan, size_of
 from .seal import ATTESTATIONS, records, sync, transaction
@@ -126,14 +128,16 @@ def _locked_inputs(plan: Plan, options: Options) -> Lock:
 def _inputs(plan: Plan) -> list[tuple[str, str, Path]]:
     """Return every file that the build reads, as (role, name, path)."""
     files = [("source", name, path) for name, path in source_files(plan.source)]
-    files += [("adapter", file.text, file.path) for edit in plan.spec.edits for file in input_files(edit)]
-    for gate in plan.spec.gates:
-        for file in input_files(gate):
-            # a judge is a graph and, beside it, its labels
-            files += [
-                ("judge", file.text, file.path),
-                ("judge", f"{file.text} (labels)", file.path.with_suffix(".json")),
-            ]
+    for block in (*plan.spec.edits, *plan.spec.gates):
+        for file in input_files(block):
+            if not isinstance(file, JudgeFile):
+                files.append(("adapter", file.text, file.path))
+            elif isinstance(block, Gate) or block.images_needed():
+                # a judge is a graph and, beside it, its labels; a pass that draws nothing asks none
+                files += [
+                    ("judge", file.text, file.path),
+                    ("judge", f"{file.text} (labels)", file.path.with_suffix(".json")),
+                ]
     return files
 
 

@@ -10,6 +10,8 @@ from emitting import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retouch.compiler.build import _inputs
+from retouch.compiler.plan import make_plan
 from retouch.compiler.survey import Survey, fingerprint
 from retouch.compiler.tensors import Shared
 from retouch.compiler.text_map import TextMap
@@ -27,6 +29,7 @@ from retouch.passes._balance import (
 from retouch.passes._closed_form import Moments
 from retouch.passes._projection import fair_pca_map, ridge_map, span
 from retouch.specs.errors import SpecError
+from retouch.specs.fields import DEMO
 
 from .passes import make, open_tiny
 
@@ -245,3 +248,22 @@ def test_faults(block: dict[str, object], message: str) -> None:
     edit = make("debias_concepts", {**usual, "templates": ["{}"], **block})
     with pytest.raises(SpecError, match=message):
         edit.run(open_tiny())
+
+
+def test_the_example_plans_its_images() -> None:
+    plan = make_plan(DEMO.parent / "examples" / "debias.yaml")
+    loop, shares, said, kept = 5 * 64 * 3, 2 * 200 * 3, 2 * 32 * 3 * 2, 2 * 60 * 16
+    assert plan.summary()["cost"]["images"] == loop + shares + said + kept
+    assert [record["name"] for record in plan.summary()["emit"]] == ["onnx", "adapter"]
+
+
+def test_a_judge_is_an_input_where_it_is_asked(tmp_path: Path) -> None:
+    head = "schema: 1\nname: a\nversion: '1'\nsource: {model: demo}\nemit: [{diffusers: {}}]\nedits:\n"
+    values = "{male: 'a male {}', female: 'a female {}'}"
+    block = f"  - debias_concepts: {{method: %s, concepts: [a doctor], attributes: {{gender: {values}}}}}\n"
+    roles = {}
+    for method in ("balance", "project"):
+        file = tmp_path / f"{method}.yaml"
+        file.write_text(head + block % method)
+        roles[method] = {role for role, _, _ in _inputs(make_plan(file))}
+    assert roles == {"balance": {"source", "judge"}, "project": {"source"}}
