@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..specs.canonical import digest_file, digest_of
 from ..specs.errors import Fault, InputError
+from .graph_edits import INSIDE
 from .interfaces import Interface, Port
 from .ir import GraphEdit
 from .modules import NOT_STRUCTURE, build_module, fixed_buffers
@@ -97,7 +98,10 @@ def structure_of(interface: Interface, edits: Sequence[GraphEdit]) -> dict[str, 
         "part": interface.folder.removeprefix(component.name),
         "inputs": [asdict(port) for port in interface.inputs],
         "outputs": [asdict(port) for port in interface.outputs],
-        "edits": [asdict(edit) for edit in edits if edit.component == component.name],
+        # Edits around a denoiser, such as a baked negative prompt, leave its own graph as it is.
+        "edits": [
+            asdict(edit) for edit in edits if edit.component == component.name and edit.name in INSIDE
+        ],
         "versions": _versions(TRACERS),
     }
 

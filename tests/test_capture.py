@@ -52,9 +52,13 @@ def test_where_a_config_came_from_does_not_change_the_key(tiny: Path) -> None:
 
 
 def test_a_graph_edit_changes_the_key_of_its_component_only(tiny: Path) -> None:
-    edit = GraphEdit("unet", "baked_negative")
+    edit = GraphEdit("unet", "text_map", {"sequence": True})
     assert key(interface(tiny), edit) != key(interface(tiny))
     assert key(interface(tiny, "vae_decoder"), edit) == key(interface(tiny, "vae_decoder"))
+
+
+def test_an_edit_around_a_graph_keeps_its_key(tiny: Path) -> None:
+    assert key(interface(tiny), GraphEdit("unet", "baked_negative")) == key(interface(tiny))
 
 
 def test_the_key_names_the_capturing_code_and_libraries(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
