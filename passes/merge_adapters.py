@@ -102,8 +102,8 @@ class MergeAdapters(Pass):
     pass runs, to find all of its faults before a build starts.
 
     Source: Hu et al., LoRA, 2106.09685, eq. (3); Kalajdzievski, rsLoRA, 2312.03732, eq. (4).
-    Limits: LoRA of linear and convolutional layers, with or without a Tucker core, and LoHa, as kohya,
-    LyCORIS, PEFT and diffusers spell them. DoRA, LoKr, OFT and the rest are refused by name.
+    Limits: LoRA of linear and convolutional layers, with or without a Tucker core, LoHa and LoKr, as
+    kohya, LyCORIS, PEFT and diffusers spell them. DoRA, OFT and the rest are refused by name.
     """
 
     stage = Stage.MERGE

@@ -60,12 +60,12 @@ def adapt(model: Any, targets: Iterable[str], seed: int = 7, **settings: Any) ->
     }
 
 
-def shake(module: torch.nn.Module, seed: int = 7) -> None:
+def shake(module: torch.nn.Module, seed: int = 7, size: float = 0.1) -> None:
     """Give every factor values, those that start at zero too."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
-        if "lora_" in name or "hada_" in name:
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        if any(mark in name for mark in ("lora_", "hada_", "lokr_")):
+            parameter.data = size * torch.randn(parameter.shape, generator=generator)
 
 
 def kohya(prefix: str, named: Callable[[str], str] = lambda name: name, alpha: bool = True) -> Writer:

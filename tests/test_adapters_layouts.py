@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from peft import LoHaConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from retouch.compiler.adapters.spellings import places_of
@@ -220,20 +220,28 @@ def test_a_tucker_core_acts_as_three_convolutions(tmp_path: Path) -> None:
     close(predict(load(merge(file), "unet", _unet())), predict(unet), plain)
 
 
-def test_a_hadamard_product_acts_as_at_run_time(tmp_path: Path) -> None:
+PRODUCTS: dict[str, Any] = {
+    "LoHa": LoHaConfig(r=3, alpha=5, target_modules=TARGETS),
+    "LoKr": LoKrConfig(r=1, alpha=5, target_modules=TARGETS),
+    "LoKr, both factors low": LoKrConfig(r=1, alpha=5, target_modules=TARGETS, decompose_both=True),
+    "LoKr with cores": LoKrConfig(r=1, alpha=5, target_modules=["conv1"], use_effective_conv2d=True),
+    # alpha is r, since PEFT scales what other tools do not
+    "LoKr, both factors whole": LoKrConfig(r=32, alpha=32, target_modules=TARGETS),
+}
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_a_product_acts_as_at_run_time(kind: str, tmp_path: Path) -> None:
     unet = _unet()
     plain = predict(unet)
-    wrapped = get_peft_model(unet, LoHaConfig(r=3, alpha=5, target_modules=TARGETS)).eval()
-    shake(wrapped)
-    state = get_peft_model_state_dict(wrapped)
-    # LyCORIS' names for the same tensors
+    wrapped = get_peft_model(unet, PRODUCTS[kind]).eval()
+    shake(wrapped, size=0.3)
     tensors = {}
-    for key, tensor in state.items():
+    for key, tensor in get_peft_model_state_dict(wrapped).items():
+        # LyCORIS' names for the same tensors
         module, _, part = key.removeprefix("base_model.model.").rpartition(".")
         stem = "lora_unet_" + module.replace(".", "_")
-        tensors |= {f"{stem}.{part}": 3 * tensor, f"{stem}.alpha": torch.tensor(5.0)}
-        parameter = dict(wrapped.named_parameters())[f"base_model.model.{module}.{part}.default"]
-        parameter.data = 3 * tensor
+        tensors |= {f"{stem}.{part}": tensor, f"{stem}.alpha": torch.tensor(float(PRODUCTS[kind].alpha))}
     merged = merge(save(tensors, tmp_path / "a.safetensors"))
     close(predict(load(merged, "unet", _unet())), predict(wrapped), plain)
 

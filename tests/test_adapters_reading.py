@@ -143,7 +143,6 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 OTHER_KINDS = {
     "lora_unet_conv_in.dora_scale": "DoRA",
     "base_model.model.conv_in.lora_magnitude_vector.weight": "DoRA",
-    "lora_unet_conv_in.lokr_w1": "LoKr",
     "lora_unet_conv_in.hada_t1": "LoHa with Tucker cores",
     "lora_unet_conv_in.oft_blocks": "OFT",
     "base_model.model.conv_in.boft_R": "BOFT",

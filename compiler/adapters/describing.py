@@ -42,6 +42,8 @@ TRAINING = (
     *("modelspec.trigger_phrase", "modelspec.usage_hint", "modelspec.description", "modelspec.date"),
 )
 MOST_TAGS, LONGEST = 10, 200
+# The part whose first size is the rank, the one that counts first.
+RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Module:
     @property
     def rank(self) -> int | None:
         """The rank, where the parts say it."""
-        shape = self._narrow.shape if self._narrow else ()
-        return shape[0] if shape else None
+        held = [self.parts[part] for part in RANKED if part in self.parts]
+        return held[0].shape[0] if held and held[0].shape else None
 
     @property
     def reads(self) -> int | None:

@@ -3,6 +3,7 @@
     LoRA, LoCon   B A                 Hu et al., 2106.09685, eq. (3); a kernel is a longer row of A
     Tucker        B (M A)             Yeh et al., LyCORIS, 2309.14859: a core M of the kernel's size between
     LoHa          (B1 A1) o (B2 A2)   Hyeon-Woo et al., FedPara, 2108.06098, prop. 1
+    LoKr          kron(C1, C2)        LyCORIS, 2309.14859: each factor whole, of low rank or with a core
 
 Everything else that shares the file format is refused by its name: another formula's tensors read by
 one of these would be a wrong model and no error.
@@ -25,7 +26,8 @@ Shape = tuple[int, ...]
 class Form:
     """One set of tensors that makes a change.
 
-    `fit` takes the shapes of the weight and of the parts and returns the rank, or raises ValueError.
+    `fit` takes the shapes of the weight and of the parts and returns the rank, or raises ValueError; 0 is
+    the rank of what has none.
     `change` takes the parts in float64 and returns the change, before scaling, `[out, in, ...]` or
     `[out, in * height * width]`.
     """
@@ -36,7 +38,7 @@ class Form:
     change: Callable[..., Floats]
 
     def rank(self, shape: Shape, parts: Collection[Shape]) -> int:
-        """Return what alpha is divided by, from the shapes of the weight and of the parts, in order.
+        """Return what alpha is divided by, 0 for nothing, from the shapes of the weight and of the parts.
 
         Raises:
             ValueError: they do not fit each other.
@@ -115,10 +117,61 @@ def _hadamard_change(b1: Floats, a1: Floats, b2: Floats, a2: Floats) -> Floats:
     return (b1 @ a1) * (b2 @ a2)
 
 
+Factor = tuple[str, ...]
+WHOLE_OR_FACTORED: tuple[tuple[Factor, ...], tuple[Factor, ...]] = (
+    (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")),
+    (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"), ("lokr_t2", "lokr_w2_a", "lokr_w2_b")),
+)
+
+
+def _kronecker(first: Factor, second: Factor) -> Form:
+    """C1 [a, b] and C2 [c, d, height, width], with a c = out and b d = in."""
+    count = len(first)
+
+    def fit(shape: Shape, *parts: Shape) -> int:
+        one, other = _factor_shape(parts[:count]), _factor_shape(parts[count:])
+        _expect(len(one) == 2 and one[0] * other[0] == shape[0])
+        _expect(one[1] * prod(other[1:]) == prod(shape[1:]) and shape[1] % one[1] == 0)
+        _expect(len(other) == 2 or other[2:] == shape[2:])
+        # Where both factors are low, tools divide by the rank of the second.
+        return parts[-1][0] if len(second) > 1 else parts[count - 1][0] if count > 1 else 0
+
+    def change(*parts: Floats) -> Floats:
+        return np.asarray(np.kron(_factor(parts[:count]), _factor(parts[count:])), np.float64)
+
+    return Form("LoKr", (*first, *second), fit, change)
+
+
+def _factor_shape(parts: tuple[Shape, ...]) -> Shape:
+    """Return the shape of a factor that is whole, B A, or a core between them, as _factor makes it."""
+    _expect(all(len(shape) > 1 and min(shape) > 0 for shape in parts))
+    match parts:
+        case [whole]:
+            return whole
+        case [b, a]:
+            _expect(len(b) == 2 and b[1] == a[0])
+            return (b[0], *a[1:])
+        case [core, b, a]:
+            _expect(len(core) == 4 and core[:2] == (b[0], a[0]) and len(b) == len(a) == 2)
+            return (b[1], a[1], *core[2:])
+    raise ValueError("shapes do not fit")
+
+
+def _factor(parts: tuple[Floats, ...]) -> Floats:
+    """Return a factor as a matrix; a kernel is a longer row."""
+    match parts:
+        case [core, b, a]:
+            return _matrix(np.einsum("mnhw,mo,ni->oihw", core, b, a, optimize=True))
+        case [b, a]:
+            return b @ _matrix(a)
+    return _matrix(parts[0])
+
+
 FORMS = (
     Form("LoRA", ("down", "up"), _low_rank, _low_rank_change),
     Form("LoRA with a Tucker core", ("down", "mid", "up"), _tucker, _tucker_change),
     Form("LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), _hadamard, _hadamard_change),
+    *(_kronecker(first, second) for first in WHOLE_OR_FACTORED[0] for second in WHOLE_OR_FACTORED[1]),
 )
 
 # What a key says that belongs to something else, and why that is refused.
@@ -128,7 +181,6 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "lora_magnitude_vector": ("DoRA", NEEDS_THE_WEIGHT),
     "dora_scale": ("DoRA", NEEDS_THE_WEIGHT),
     "hada_t": ("LoHa with Tucker cores", "files by LyCORIS up to 1.9 hold another formula and do not say so"),
-    "lokr_": ("LoKr", ""),
     "boft_": ("BOFT", NEEDS_THE_WEIGHT),
     "oft_": ("OFT", NEEDS_THE_WEIGHT),
     "lora_embedding_": ("LoRA of an embedding", ""),
@@ -161,8 +213,8 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 def refusal(key: str) -> str:
     """Return why a key's kind is not supported, by its name; "" where nothing is known against it.
 
-    >>> refusal("lora_unet_conv_in.lokr_w1")
-    'LoKr is not supported'
+    >>> refusal("lora_unet_double_blocks_0_img_mod_lin.alpha")
+    'an adapter of another family (Flux) is not supported'
     """
     for mark, (name, reason) in REFUSED.items():
         if mark in key:

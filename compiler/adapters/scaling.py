@@ -66,11 +66,14 @@ class Settings:
     values: Mapping[str, Mapping[str, Any]]
 
     def strength(self, component: str, names: tuple[str, ...], rank: int, stored: float | None) -> Strength:
-        """Return how strongly a module of rank `rank` counts; `names` are its dotted names.
+        """Return how strongly a module of rank `rank`, 0 for none, counts; `names` are its dotted names.
 
         Raises:
             ValueError: what the settings, the stored alpha and the factors say does not fit.
         """
+        if rank == 0:
+            # Two whole factors: LyCORIS, ComfyUI and diffusers ignore alpha.
+            return Strength(0, 0.0, 1.0)
         settings = self.values.get(component, self.values.get("", {}))
         said = _by_pattern(settings.get("rank_pattern"), names, settings.get("r", rank))
         if said != rank:

@@ -34,7 +34,9 @@ SUFFIXES: Mapping[str, str] = {
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
     ".alpha": "alpha",
-    **{f".hada_w{i}_{side}": f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"},
+    **{f".{part}": part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+    **{f".{part}": part for part in ("lokr_w1", "lokr_w1_a", "lokr_w1_b")},
+    **{f".{part}": part for part in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
 }
 # Source: networks/lora.py and networks/sdxl_lora.py of kohya-ss/sd-scripts.
 KOHYA: Mapping[str, tuple[str, ...]] = {
