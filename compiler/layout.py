@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..specs.errors import Fault, InputError
 from .ir import Component, Pipeline
 from .schedulers import scheduler_class, scheduler_config
+from .tokenizer import tokenizer_json
 
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PRIVATE = frozenset({"_name_or_path"})
@@ -56,7 +56,7 @@ def write_tokenizer(source: Path, folder: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if not (folder / "tokenizer.json").is_file():
-        _make_fast(source, folder)
+        (folder / "tokenizer.json").write_text(tokenizer_json(source), encoding="utf-8")
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     if not (folder / "vocab.json").is_file():
         write_json(folder / "vocab.json", model["vocab"])
@@ -65,17 +65,6 @@ def write_tokenizer(source: Path, folder: Path) -> None:
         (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
     if not (folder / "special_tokens_map.json").is_file():
         write_json(folder / "special_tokens_map.json", _special_tokens(folder))
-
-
-def _make_fast(source: Path, folder: Path) -> None:
-    """Write tokenizer.json from vocab.json and merges.txt."""
-    from transformers import AutoTokenizer
-
-    if not ((source / "vocab.json").is_file() and (source / "merges.txt").is_file()):
-        hint = "expected tokenizer.json, or vocab.json and merges.txt"
-        raise InputError(Fault("E_TOKENIZER", "no tokenizer that can be read", str(source), hint))
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(source), local_files_only=True, use_fast=True)
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:

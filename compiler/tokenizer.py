@@ -92,20 +92,25 @@ def load_tokenizer(folder: Path) -> SourceTokenizer:
     try:
         config = _json(folder / "tokenizer_config.json")
         special = _json(folder / "special_tokens_map.json")
-        return SourceTokenizer(_fast(folder, config | special), config, special)
+        return SourceTokenizer(tokenizer_json(folder), config, special)
     except InputError:
         raise
     except Exception as error:  # The library raises plain Exception for a file that it cannot read.
         raise InputError(Fault("E_TOKENIZER", f"cannot be opened: {error}", str(folder))) from error
 
 
-def _fast(folder: Path, special: dict[str, Any]) -> str:
-    """Return tokenizer.json, made from vocab.json and merges.txt where it is missing."""
+def tokenizer_json(folder: Path) -> str:
+    """Return tokenizer.json, made from vocab.json and merges.txt where it is missing.
+
+    Raises:
+        InputError: the folder holds neither.
+    """
     if (folder / "tokenizer.json").is_file():
         return (folder / "tokenizer.json").read_text(encoding="utf-8")
     if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         hint = "expected tokenizer.json, or vocab.json and merges.txt"
         raise InputError(Fault("E_TOKENIZER", "no tokenizer that can be read", str(folder), hint))
+    special = _json(folder / "tokenizer_config.json") | _json(folder / "special_tokens_map.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     return clip_tokenizer(_json(folder / "vocab.json"), merges, special).to_str()
