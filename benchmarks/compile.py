@@ -63,6 +63,7 @@ EDITS = """edits:
   - merge_adapters: {{adapters: [{{path: {adapter}, weight: 0.7}}]}}
   - erase_concepts: {{vocabulary: 0, concepts: [{concepts}]}}
 """
+START = "import sys; from retouch.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
@@ -133,7 +134,7 @@ def measure_ours(folder: Path, work: Path, timeout: float) -> dict[str, Any]:
 
 
 def _build(spec: Path, target: Path, cache: Path, timeout: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "retouch.runtime.cli", "build", spec, "-o", target]
+    command = [sys.executable, "-c", START, "build", spec, "-o", target]
     log = spec.with_suffix(".log")
     run = measured(command, {**ONE_CORE, "RETOUCH_CACHE": str(cache)}, log, timeout=timeout)
     return _row(run, target)
