@@ -99,9 +99,7 @@ def structure_of(interface: Interface, edits: Sequence[GraphEdit]) -> dict[str, 
         "inputs": [asdict(port) for port in interface.inputs],
         "outputs": [asdict(port) for port in interface.outputs],
         # Edits around a denoiser, such as a baked negative prompt, leave its own graph as it is.
-        "edits": [
-            asdict(edit) for edit in edits if edit.component == component.name and edit.name in INSIDE
-        ],
+        "edits": [asdict(edit) for edit in edits if edit.component == component.name and edit.name in INSIDE],
         "versions": _versions(TRACERS),
     }
 
