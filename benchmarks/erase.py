@@ -6,8 +6,8 @@ Matrices have the shapes of Stable Diffusion 1.5 and SDXL, their values are rand
 the same text states: a row a concept, its guide's, and 100 preserved ones. "Published" is a loop over the
 layers as in UCE's code of 2025, a sum of outer products each; past `--limit` seconds it is timed on some
 layers of each shape, and scaled by their number. "One product" is that method with its sums vectorized.
-Each method reads every matrix from a safetensors file, edits it and writes it. Encoding is timed apart, on random
-text encoders of the published configs, against the bare matrix products that its tokens need.
+Each method reads every matrix from a safetensors file, edits it and writes it. Encoding is timed apart, on
+random text encoders of the published configs, against the bare matrix products that its tokens need.
 
 Every measurement runs in a process of its own. Seconds are the processor's, with one thread: what a clock
 shows on an idle machine. Prints tables, writes results/erase.json.

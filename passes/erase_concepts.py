@@ -26,7 +26,7 @@ Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a blue background")
 HELD_OUT = ("a drawing of {}", "{} on a white background")
-RIDGES = {"linear": 1e-4, "nullspace": 1e-3}
+RIDGES = {"linear": 1e-4, "nullspace": 1e-5}
 
 
 @dataclass(frozen=True)
