@@ -89,7 +89,8 @@ def _has_fixed_addresses() -> bool:
     """Start this process again without random addresses, and say whether they are fixed.
 
     Where dimensions are free, TensorRT-RTX 1.7.1 orders some values by their addresses, and two builds
-    differ in some hundred bytes. A container may forbid the call, and other systems lack it.
+    differ in some hundred bytes. Fixed addresses make that less frequent; its own threads still take turns
+    by chance. A container may forbid the call, and other systems lack it.
     """
     if sys.platform != "linux":
         return False

@@ -2,7 +2,8 @@
 
 TensorRT-RTX builds engines ahead of time on a machine without a GPU; plain TensorRT builds them on
 the GPU that they are for. The bytes of the former depend on graph, weights, profile, capabilities
-and the library's version, and on nothing else.
+and the library's version, and on nothing else where every shape is fixed; where shapes are free, two
+builds may differ in some hundred bytes, which name values (1.7.1).
 Source: TensorRT-RTX documentation, "Working with CPU-only ahead-of-time engines".
 """
 

@@ -80,10 +80,10 @@ def _extents(pipeline: Pipeline, graphs: Sequence[Interface], batch: Range, size
     asked = [tuple(map(int, size.split("x"))) for size in sizes or [own_size(pipeline)]]
     multiple = cell * max(graph.multiple for graph in graphs if graph.component.role == "denoiser")
     raise_all(SpecError, [*_falling(batch), *_uneven(asked, multiple)])
-    guided = 2 if any(step.guided for step in table.steps) else 1
+    guided = [1 + step.guided for step in table.steps]
     return Extents(
         batch=batch,
-        evaluations=(batch[0], guided * batch[1], guided * batch[2]),
+        evaluations=(min(guided) * batch[0], max(guided) * batch[1], max(guided) * batch[2]),
         tokens=_tokens(graphs),
         height=_range([height for height, _ in asked]),
         width=_range([width for _, width in asked]),

@@ -23,13 +23,14 @@ class EngineEmitter(Emitter):
     """A target of engines, in a folder named after it: what the target `onnx` writes, and more.
 
     `batch` is how many images are drawn at once: fewest, usual, most. `sizes` are image sizes, the usual
-    one first; none means the model's own. An engine takes every shape in between, and is fastest where
-    there is one size. `precision` is that of text encoders and denoiser, autoencoders have their own.
+    one first; none means the model's own. An engine takes every shape in between, and is fastest, and the
+    same at every build, where there is one shape. `precision` is that of text encoders and denoiser;
+    autoencoders have their own.
     """
 
     precision: Literal["float32", "float16"] = "float16"
     vae_precision: Literal["float32", "float16"] = "float32"
-    batch: tuple[Count, Count, Count] = (1, 1, 4)
+    batch: tuple[Count, Count, Count] = (1, 1, 1)
     sizes: Annotated[tuple[Size, ...], Field(max_length=16)] = ()
     parity: bool = True
 

@@ -149,11 +149,11 @@ def _prune(graph: "onnx.GraphProto") -> None:
 
 
 def _profile(profile: Mapping[str, Shapes], added_width: int) -> dict[str, Shapes]:
-    """Return a profile of diffusers' inputs as one of ComfyUI's."""
+    """Return a profile of diffusers' inputs as one of ComfyUI's, from a batch of one on."""
     sample = profile["sample"]
-    found = {NAMES[name]: shapes for name, shapes in profile.items() if name in NAMES}
-    for name, rest in {TIMESTEPS: (), **({ADDED: (added_width,)} if added_width else {})}.items():
-        found[name] = Shapes(
-            (sample.smallest[0], *rest), (sample.usual[0], *rest), (sample.largest[0], *rest)
-        )
-    return found
+    rest = {NAMES[name]: shapes.usual[1:] for name, shapes in profile.items() if name in NAMES}
+    rest |= {TIMESTEPS: (), **({ADDED: (added_width,)} if added_width else {})}
+    return {
+        name: Shapes((1, *sizes), (sample.usual[0], *sizes), (sample.largest[0], *sizes))
+        for name, sizes in rest.items()
+    }
