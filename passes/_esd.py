@@ -32,7 +32,8 @@ from ..compiler.drawing import Drawn, draw, short_table, unit_noise
 from ..compiler.gradients import Deltas, Gradients, States, Words
 from ..compiler.inversion import Search, invert
 
-REFRESH = 20  # steps between two drawings of the samples that are trained on
+REFRESH = 60  # steps between two drawings of the samples that are trained on
+BATCHES = 4  # that are drawn then
 TRAJECTORY = 8  # steps of a drawing: each gives samples at one noise level
 KEPT_AT_ONCE = 16  # preserved prompts looked at in a step, where they have to be encoded anew
 SAVE_EVERY = 20.0  # seconds
@@ -96,7 +97,7 @@ def train(
     optimizer = torch.optim.Adam([*state.down.values(), *state.up.values()], lr=course.rate)
     _resume(checkpoint, state, optimizer)
     advance(state.done)
-    pool: Sample | None = None
+    pool: list[Sample] | None = None
     while state.done < course.total:
         if state.done % course.steps == 0 and state.done:
             _search(model, course, state)
@@ -153,11 +154,22 @@ def _dice(course: Course, *place: int) -> torch.Generator:
 # Samples: drawn by the model as it is now, judged by the model as it was
 
 
-def _draw_pool(model: Gradients, course: Course, state: State) -> Sample:
-    """Draw one batch for the concepts in turn, and say what the model should have predicted on the way."""
+def _draw_pool(model: Gradients, course: Course, state: State) -> list[Sample]:
+    """Draw some batches for the concepts in turn, and say what the model should have predicted on the way."""
     dice = _dice(course, 1, state.done)
-    turn = state.done // REFRESH
-    chosen = [(turn * course.batch + i) % len(course.concepts) for i in range(course.batch)]
+    first = state.done // REFRESH * BATCHES * course.batch
+    return [
+        _draw_batch(
+            model, course, state, range(first + i * course.batch, first + (i + 1) * course.batch), dice
+        )
+        for i in range(BATCHES)
+    ]
+
+
+def _draw_batch(
+    model: Gradients, course: Course, state: State, turns: range, dice: torch.Generator
+) -> Sample:
+    chosen = [turn % len(course.concepts) for turn in turns]
     words = [_prompt_of(model, course, state, concept, dice) for concept in chosen]
     with torch.no_grad():
         now, empty = model.encode(words, state.deltas), model.encode([model.words("")], state.deltas)
@@ -199,14 +211,24 @@ def _latent_shape(model: Gradients) -> tuple[int, int, int]:
 # A step, and what it must leave alone
 
 
-def _step(model: Gradients, course: Course, state: State, kept: "Kept", pool: Sample) -> Tensor:
+def _step(model: Gradients, course: Course, state: State, kept: "Kept", pool: list[Sample]) -> Tensor:
     dice = _dice(course, 2, state.done)
-    levels = torch.randint(len(pool.wanted), (course.batch,), generator=dice)
-    rows = torch.arange(course.batch)
-    states = model.encode(pool.words, state.deltas)
-    drawn = pool.drawn
-    out = model.predict(drawn.samples[levels, rows], drawn.timesteps[levels], states, state.deltas)
-    erase = (out - pool.wanted[levels, rows]).square().mean()
+    # Any samples of the pool together, so that no step belongs to a few concepts.
+    levels = torch.randint(len(pool[0].wanted), (course.batch,), generator=dice).tolist()
+    places = torch.randperm(len(pool) * course.batch, generator=dice)[: course.batch].tolist()
+    chosen = [(pool[place // course.batch], place % course.batch) for place in places]
+    samples, timesteps, asked = (
+        torch.stack(parts)
+        for parts in zip(
+            *(
+                (sample.drawn.samples[level, row], sample.drawn.timesteps[level], sample.wanted[level, row])
+                for level, (sample, row) in zip(levels, chosen, strict=True)
+            ),
+            strict=True,
+        )
+    )
+    states = model.encode([sample.words[row] for sample, row in chosen], state.deltas)
+    erase = (model.predict(samples, timesteps, states, state.deltas) - asked).square().mean()
     return erase + course.keep_weight * kept.drift(state.deltas, dice)
 
 

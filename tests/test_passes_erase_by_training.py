@@ -56,6 +56,7 @@ def _short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let drawings and inversions be short, and checkpoints be written wherever they may."""
     monkeypatch.setattr(_esd, "TRAJECTORY", 2)
     monkeypatch.setattr(_esd, "REFRESH", 4)
+    monkeypatch.setattr(_esd, "BATCHES", 2)
     monkeypatch.setattr(_esd, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(_esd, "INVERSION", replace(_esd.INVERSION, steps=2))
 
