@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +35,16 @@ edits:
 sampling: {{sampler: euler, steps: 20}}
 emit:
   - onnx: {{}}
+"""
+PLAN = "import sys; from retouch.runtime.cli import main; sys.exit(main())"
+# A process starts with its parent's memory as its peak, so one that is small stands between.
+MEASURE = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+assert status == 0
+print(json.dumps([time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
 """
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
 UNIT = 1 if sys.platform == "darwin" else 1024
@@ -74,16 +83,11 @@ def measure(model: str, folder: Path, runs: int) -> dict[str, Any]:
 
 def plan(spec: Path, cache: Path) -> tuple[float, float, int]:
     """Run `retouch plan` and return (seconds, seconds of CPU, peak memory in bytes) of its process."""
-    started = time.perf_counter()
-    start = "import sys; from retouch.runtime.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "plan", str(spec)]
     environment = {**os.environ, "RETOUCH_CACHE": str(cache)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise click.ClickException(f"`retouch plan {spec}` failed with {process.returncode}")
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * UNIT
+    command = [sys.executable, "-S", "-c", MEASURE, sys.executable, "-c", PLAN, "plan", str(spec)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    seconds, cpu, peak = json.loads(done.stdout)
+    return seconds, cpu, peak * UNIT
 
 
 if __name__ == "__main__":

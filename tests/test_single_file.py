@@ -1,6 +1,8 @@
 """Single files, there and back: the same tensors as in the folder, and as diffusers' own loader finds."""
 
 import json
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -483,3 +485,29 @@ def test_keys_that_mean_nothing_are_refused(folders: dict[str, Path], files: dic
         open_file(files["sd1"], folders["sd1"], components={"text_encoder_2": InputFile("x", folders["sd1"])})
     with pytest.raises(InputError, match=r"source\.components\.vae: no file or folder"):
         open_file(files["sd1"], folders["sd1"], components={"vae": InputFile("x", Path("/nowhere"))})
+
+
+def test_planning_with_a_file_of_true_size_reads_no_element_and_imports_no_torch(
+    published: Path, tmp_path: Path
+) -> None:
+    file = published_file("stable-diffusion-xl-base-1.0", published)
+    spec = {
+        "schema": 1,
+        "name": "plan",
+        "version": "1",
+        "source": {"model": str(file)},
+        "emit": [{"onnx": {}}],
+    }
+    (tmp_path / "edit.yaml").write_text(json.dumps(spec))
+    code = (
+        "import sys; from pathlib import Path; from retouch.compiler.plan import make_plan;"
+        "bytes = make_plan(Path(sys.argv[1])).summary()['source']['bytes'];"
+        "print(bytes, sorted({'torch', 'diffusers', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "edit.yaml")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    size = sum(
+        tensor.shape and 2 * int(np.prod(tensor.shape)) for tensor in hollow(file.stem).tensors.values()
+    )
+    assert done.stdout == f"{size} []\n"
+    assert file.stat().st_blocks * 512 < 1 << 20  # still a hole

@@ -243,7 +243,11 @@ version: 1.0.0
 source:
   model: demo
   revision: null
+  variant: null
   tokenizer: null
+  config: null
+  prediction: null
+  components: {}
 sampling:
   sampler: dpmpp_2m
   steps: 20
