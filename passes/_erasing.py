@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.encode import pooled_width, text_width
+from ..compiler.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.ir import Pipeline
 from ..compiler.low_rank import Change, LazyMap
 from ..compiler.tensors import widen
@@ -87,7 +87,8 @@ class Erasing:
         named = tuple(dict.fromkeys([*edit.preserve, *edit.guides.values()]))
         without = (*named, *(name for concept in edit.concepts for name in concept.names))
         concepts = [concept.name for concept in edit.concepts]
-        return (*named, *neighbor_prompts(self.pipeline, concepts, edit.neighbors, without))
+        found = neighbor_prompts(self.pipeline, concepts, edit.neighbors, without)
+        return (*named, *(text for text in found if self._fits(mentions_of(edit.templates, [text]))))
 
     @cached_property
     def words(self) -> tuple[Mention, ...]:
@@ -95,11 +96,17 @@ class Erasing:
         edit = self.edit
         spoken = (*(name for concept in edit.concepts for name in concept.names), *self.preserved)
         prompts = vocabulary_prompts(self.pipeline, edit.vocabulary, without=spoken)
-        return tuple(Mention(edit.templates[i % len(edit.templates)], text) for i, text in enumerate(prompts))
+        turns = (Mention(edit.templates[i % len(edit.templates)], text) for i, text in enumerate(prompts))
+        return tuple(mention for mention in turns if self._fits([mention]))
 
     @cached_property
     def captions(self) -> tuple[str, ...]:
         return () if self.edit.captions is None else read_captions(self.edit.captions)
+
+    def _fits(self, mentions: Iterable[Mention]) -> bool:
+        """Say whether prompts that nobody wrote are short enough to be read whole."""
+        tokenizer = tokenizer_of(self.pipeline)
+        return not any(tokenizer.spelling(mention.prompt).cut for mention in mentions)
 
     def moved(self, reads: Reads) -> Iterator[Moved]:
         """Yield what each prompt of a concept becomes; a concept weighs one, over all its prompts."""

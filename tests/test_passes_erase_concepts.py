@@ -172,6 +172,17 @@ def test_neighbors_are_the_words_closest_to_a_concept_and_are_preserved() -> Non
     assert all(("keep.drift", prompt) in evidence for prompt in found)
 
 
+def test_words_that_do_not_fit_into_a_template_are_left_out() -> None:
+    # `apple` in this template fills all 16 tokens; `a cat` is one token more.
+    template = "{}" + " cat" * 13
+    found = _evidence(
+        concepts=[{"name": "apple", "towards": "cloud"}], templates=["{}", template], neighbors=3
+    )
+    words = [e for e in found.values() if "of the vocabulary" in e.subject]
+    assert [evidence.count for evidence in words] == [int(words[0].subject.split()[0])]
+    assert not any(subject.startswith("a ") for claim, subject in found if claim == "keep.drift")
+
+
 def test_captions_are_kept(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a cat on the shoe\n\na dog\na dog\n")
     block = {**SHORT, "captions": "captions.txt", "vocabulary": 0}
