@@ -137,12 +137,22 @@ def blocks(
     return st.lists(block.map(lambda value: {name: value}), min_size=least, max_size=2)
 
 
+sources = st.fixed_dictionaries(
+    {"model": file_names},
+    optional={
+        "tokenizer": file_names,
+        "config": file_names,
+        "variant": st.none() | st.just("fp16"),
+        "prediction": st.sampled_from(["epsilon", "v_prediction"]),
+        "components": st.dictionaries(st.sampled_from(["unet", "vae"]), file_names),
+    },
+)
 spec_values = st.fixed_dictionaries(
     {
         "schema": st.just(1),
         "name": labels,
         "version": labels,
-        "source": st.fixed_dictionaries({"model": file_names}, optional={"tokenizer": file_names}),
+        "source": sources,
         "emit": blocks("folder", st.just({}), least=1),
     },
     optional={
