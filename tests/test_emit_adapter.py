@@ -9,6 +9,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from emitting import KEY, edited, emit, load
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tiny import make_tiny_xl
 
@@ -17,7 +18,7 @@ from retouch.compiler.emit.adapter import FILES, FOLDER, Adapter, decompose, fac
 from retouch.compiler.encode import pooled_width, text_width
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.load import load_pipeline
-from retouch.compiler.tensors import Edited, Shared
+from retouch.compiler.tensors import Edited, Shared, Tensor
 from retouch.compiler.text_map import TextMap, with_text_map
 from retouch.specs.errors import InputError
 
@@ -30,6 +31,10 @@ def low_rank_map(width: int, rank: int = RANK, seed: int = 0) -> Shared:
     random = np.random.default_rng(seed)
     matrix = np.eye(width) + random.normal(size=(width, rank)) @ random.normal(size=(rank, width)) / width
     return Shared(lambda: matrix, np.dtype(np.float64), (width, width))
+
+
+def floats(tensor: Tensor) -> NDArray[np.float64]:
+    return np.asarray(tensor.read(), np.float64)
 
 
 def mapped(pipeline: Pipeline, output: str = "fused") -> Pipeline:
@@ -59,8 +64,8 @@ def test_merging_the_file_gives_the_fused_weights(
     names = changed_tensors(base, fused)
     assert changed_tensors(base, again) == names
     for name in names:
-        before, wanted = base.tensors[name].read(), fused.tensors[name].read()
-        assert np.linalg.norm(again.tensors[name].read() - wanted) < 1e-5 * np.linalg.norm(wanted - before)
+        before, wanted, found = (floats(pipeline.tensors[name]) for pipeline in (base, fused, again))
+        assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted - before)
     (evidence,) = emitted.evidence
     assert evidence.passed
     assert set(evidence.details["rank"].values()) == {RANK}
@@ -105,7 +110,7 @@ def test_a_merged_style_is_an_adapter_again(tiny: Path, tmp_path: Path, skeleton
     again = merged(base, tmp_path / "out" / FOLDER / FILES["kohya"])
     assert not (tmp_path / "out" / FOLDER / FILES["peft"]).exists()
     for name in changed_tensors(base, styled):
-        np.testing.assert_allclose(again.tensors[name].read(), styled.tensors[name].read(), atol=1e-5)
+        np.testing.assert_allclose(floats(again.tensors[name]), floats(styled.tensors[name]), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1280, 2048), (1280, 2816), (320, 768)])
@@ -113,7 +118,7 @@ def test_true_shapes_are_factored_to_float_precision(shape: tuple[int, int]) -> 
     random = np.random.default_rng(2)
     weight = random.normal(size=shape).astype(np.float32) * 0.05
     width = 1280 if shape[1] == 2816 else shape[1]
-    text_map = low_rank_map(width, 24).read()
+    text_map = floats(low_rank_map(width, 24))
     changed = weight.astype(np.float64)
     changed[:, :width] = changed[:, :width] @ text_map
     before, after = (_held(values) for values in (weight, changed))

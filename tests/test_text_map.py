@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from emitting import emit, load
+from numpy.typing import NDArray
 from tiny import make_tiny_xl
 
 from retouch.compiler.emit.diffusers import Diffusers
@@ -18,7 +19,7 @@ from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.modules import load_module
 from retouch.compiler.parity import example_inputs, run_graph
-from retouch.compiler.tensors import Shared
+from retouch.compiler.tensors import Shared, Tensor
 from retouch.compiler.text_map import TextMap, fuse_text_map, graph_map, with_text_map
 from retouch.compiler.trial import pipeline_drawer
 from retouch.specs.errors import InputError, SpecError
@@ -34,6 +35,10 @@ def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _map(width: int, seed: int) -> Shared:
     matrix = np.eye(width) + 0.2 * np.random.default_rng(seed).normal(size=(width, width))
     return Shared(lambda: matrix, np.dtype(np.float64), (width, width))
+
+
+def _floats(tensor: Tensor) -> NDArray[np.float64]:
+    return np.asarray(tensor.read(), np.float64)
 
 
 def _width(pipeline: Pipeline) -> int:
@@ -84,8 +89,8 @@ def test_two_maps_compose_in_the_order_declared(tiny: Path) -> None:
     fused = _edited(_edited(base, "fused", 1), "fused", 2)
     mapped = graph_map(_edited(_edited(base, "text_map", 1), "text_map", 2))
     assert mapped is not None
-    expected = base.tensors[KEY].read().astype(np.float64) @ mapped.sequence.read()
-    np.testing.assert_allclose(fused.tensors[KEY].read(), expected, rtol=1e-5, atol=1e-6)
+    before, matrix, after = (_floats(t) for t in (base.tensors[KEY], mapped.sequence, fused.tensors[KEY]))
+    np.testing.assert_allclose(after, before @ matrix, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_behind_a_map_are_not_rewritten(tiny: Path) -> None:
