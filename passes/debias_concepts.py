@@ -82,7 +82,7 @@ class DebiasConcepts(Pass):
     rounds: Annotated[int, Field(ge=1, le=100)] = 5
     half_width: Annotated[float, Field(gt=0, lt=0.5)] = 0.1225
     images: Annotated[int | None, Field(ge=1, le=100_000, description="a concept and round")] = None
-    step: Annotated[float, Field(gt=0, le=10)] = 0.15
+    step: Annotated[float, Field(gt=0, le=10)] = 0.25
     ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
     explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     preserve_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
