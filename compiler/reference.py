@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass
 class Peak:
-    """The largest magnitude among all values of a run, and the operation that gave it."""
+    """The largest magnitude among the values that weights had a part in, and the operation that gave it."""
 
     value: float = 0.0
     operation: str = ""
@@ -89,13 +89,14 @@ def run_program(
     for (name, _, shape), array in zip(program.inputs, inputs.values(), strict=True):
         run.values[name] = torch.from_numpy(np.asarray(array))
         run.learn(shape, array.shape)
-    last = _last_uses(program)
+    last, weighted = _last_uses(program), {name for name, _ in program.weights}
     with torch.inference_mode():
         for place, op in enumerate(program.ops):
             result = _call(run, op)
+            weighted.update([op.name] if weighted.intersection(refs(list(op.args))) else [])
             for shape, tensor in zip(op.shapes, _parts(result), strict=True):
                 run.learn(shape, tensor.shape)
-                if tensor.is_floating_point():
+                if op.name in weighted and tensor.is_floating_point():
                     peak.see(op, float(tensor.abs().max()))
             run.values[op.name] = result
             for name in last.get(place, ()):
