@@ -7,7 +7,7 @@ parity compares like with like. Their numbers are weights like any other, bound 
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .interfaces import OWN
@@ -25,23 +25,23 @@ def edit_module(module: "torch.nn.Module", component: str, edits: Iterable[Graph
     """Make a component's edits on its module, in place, with parameters named as the pipeline's tensors."""
     for edit in edits:
         if edit.component == component and edit.name in INSIDE:
-            _map_text(module, tuple(edit.parameters))
+            _map_text(module, edit.parameters)
     return module
 
 
-def _map_text(module: Any, kinds: tuple[str, ...]) -> None:
+def _map_text(module: Any, widths: Mapping[str, Any]) -> None:
+    """Map each kind of text state by a matrix of its width, [width, width]."""
     import torch
 
     own = torch.nn.Module()
-    for kind in kinds:
-        width = WIDTHS[kind](module.config)
+    for kind, width in widths.items():
         own.register_parameter(TENSORS[kind].removeprefix(OWN), torch.nn.Parameter(torch.zeros(width, width)))
     module.register_module(OWN.removesuffix("."), own)
     signature = inspect.signature(module.forward)
 
     def mapped(_: Any, args: Any, kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
-        for kind in kinds:
+        for kind in widths:
             matrix = getattr(own, TENSORS[kind].removeprefix(OWN))
             holder, key = _holder(given.arguments, kind)
             states = holder[key]
@@ -59,15 +59,3 @@ def _holder(arguments: dict[str, Any], kind: str) -> tuple[dict[str, Any], str]:
         return arguments, "encoder_hidden_states"
     arguments["added_cond_kwargs"] = dict(arguments["added_cond_kwargs"])
     return arguments["added_cond_kwargs"], "text_embeds"
-
-
-def _pooled_width(config: Any) -> int:
-    """Width of SDXL's pooled state: what the time ids leave of the embedding's input. 6 ids a picture."""
-    ids = 6 if not config.get("requires_aesthetics_score") else 5
-    return int(config["projection_class_embeddings_input_dim"]) - ids * int(config["addition_time_embed_dim"])
-
-
-WIDTHS: dict[str, Callable[[Any], int]] = {
-    "sequence": lambda config: int(config["cross_attention_dim"]),
-    "pooled": _pooled_width,
-}

@@ -144,8 +144,9 @@ def _in_graph(pipeline: Pipeline, text_map: TextMap, by: str) -> Pipeline:
         tensors[f"{denoiser.name}.{TENSORS[kind]}"] = Edited(sources, _product, part.dtype, part.shape, by)
     mapped = pipeline.with_tensors(tensors)
     kept = tuple(edit for edit in pipeline.graph_edits if edit.name != EDIT)
-    kinds = {kind for found in (earlier, text_map) if found is not None for kind in found.parts}
-    edit = GraphEdit(denoiser.name, EDIT, {kind: True for kind in TENSORS if kind in kinds})
+    places = {kind: f"{denoiser.name}.{name}" for kind, name in TENSORS.items()}
+    widths = {kind: mapped.tensors[at].shape[0] for kind, at in places.items() if at in mapped.tensors}
+    edit = GraphEdit(denoiser.name, EDIT, widths)
     return replace(mapped, graph_edits=(*kept, edit))
 
 

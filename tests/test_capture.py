@@ -52,7 +52,7 @@ def test_where_a_config_came_from_does_not_change_the_key(tiny: Path) -> None:
 
 
 def test_a_graph_edit_changes_the_key_of_its_component_only(tiny: Path) -> None:
-    edit = GraphEdit("unet", "text_map", {"sequence": True})
+    edit = GraphEdit("unet", "text_map", {"sequence": 32})
     assert key(interface(tiny), edit) != key(interface(tiny))
     assert key(interface(tiny, "vae_decoder"), edit) == key(interface(tiny, "vae_decoder"))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from emitting import emit, load
 from numpy.typing import NDArray
-from tiny import make_tiny_xl
+from tiny import make_tiny_refiner, make_tiny_xl
 
 from retouch.compiler.emit.diffusers import Diffusers
 from retouch.compiler.emit.onnx import Onnx
@@ -30,6 +30,11 @@ KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 @pytest.fixture(scope="module")
 def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_xl(tmp_path_factory.mktemp("xl") / "model")
+
+
+@pytest.fixture(scope="module")
+def tiny_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_refiner(tmp_path_factory.mktemp("refiner") / "model")
 
 
 def _map(width: int, seed: int) -> Shared:
@@ -130,8 +135,10 @@ def test_drawing_through_a_map_is_drawing_with_its_weights(tiny: Path, skeletons
     assert np.abs(mapped.astype(int) - plain).max() > 1
 
 
-@pytest.mark.parametrize("model", ["tiny", "tiny_xl"])
-def test_the_module_computes_what_the_fused_weights_do(model: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("model", "ids"), [("tiny", 0), ("tiny_xl", 6), ("tiny_refiner", 5)])
+def test_the_module_computes_what_the_fused_weights_do(
+    model: str, ids: int, request: pytest.FixtureRequest
+) -> None:
     base = load_pipeline(request.getfixturevalue(model), "ddim", 5, 4.0)
     pooled = pooled_width(base)
     text_map = TextMap(_map(text_width(base), 0), _map(pooled, 1) if pooled else None)
@@ -144,7 +151,7 @@ def test_the_module_computes_what_the_fused_weights_do(model: str, request: pyte
     if pooled:
         given["added_cond_kwargs"] = {
             "text_embeds": torch.randn(2, pooled, generator=generator),
-            "time_ids": torch.full((2, 6), 64.0),
+            "time_ids": torch.full((2, ids), 64.0),
         }
     with torch.inference_mode():
         plain, fused, mapped = (
