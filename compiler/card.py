@@ -9,7 +9,7 @@ import yaml
 
 from ..specs.manifest import Evidence, TargetRecord
 from .claims import limits, not_claimed
-from .manifest import DRAWN_FROM, parameters
+from .manifest import DRAWN_FROM, parameters, target_names
 from .plan import Plan
 
 _HEAD = """# {name} {version}
@@ -48,7 +48,7 @@ def write_card(plan: Plan, targets: Sequence[TargetRecord], gates: Sequence[Evid
         "## Evidence\n\n"
         + _table([*gates, *(evidence for target in targets for evidence in target.evidence)]),
         "## Limits\n\n" + _bullets(limits(plan.pipeline)),
-        "## Not claimed\n\n" + _bullets(not_claimed(DRAWN_FROM, emitted, bool(spec.gates))),
+        "## Not claimed\n\n" + _bullets(not_claimed(DRAWN_FROM, target_names(targets), bool(spec.gates))),
         f"Provider: {plain(spec.provider.name) or 'not stated'}\n",
         f"Contact: {plain(spec.provider.contact) or 'not stated'}\n",
     ]

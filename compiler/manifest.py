@@ -52,10 +52,20 @@ def assemble(
         gates=list(gates),
         environment=environment(),
         limits=limits(pipeline),
-        not_claimed=not_claimed(DRAWN_FROM, [target.emitter for target in targets], bool(spec.gates)),
+        not_claimed=not_claimed(DRAWN_FROM, target_names(targets), bool(spec.gates)),
         files=list(files),
         merkle_root=merkle_root((file.path, file.sha256) for file in files),
     ).sealed()
+
+
+def target_names(targets: Sequence[TargetRecord]) -> list[str]:
+    """Return what tells the targets apart: a further one of the same emitter is another one."""
+    names: list[str] = []
+    for target in targets:
+        said = [target.parameters.get(key) for key in ("profile", "precision")]
+        how = ", ".join(str(word) for word in said if word)
+        names.append(f"{target.emitter} ({how})" if target.emitter in names else target.emitter)
+    return names
 
 
 # Gates draw through the runtime, which opens this emitter's files.

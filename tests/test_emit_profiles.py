@@ -10,15 +10,18 @@ import pytest
 from emitting import emit, load
 
 from retouch.compiler.capture import skeleton_of
+from retouch.compiler.claims import not_claimed
 from retouch.compiler.emit import Emitted, Job, Ledger
 from retouch.compiler.emit.onnx import Onnx
 from retouch.compiler.interfaces import interfaces
 from retouch.compiler.ir import Pipeline
+from retouch.compiler.manifest import DRAWN_FROM, target_names
 from retouch.compiler.packing import pack, packed_bytes, unpack, unpacked
 from retouch.compiler.prebuild import config_folder, config_pipeline
 from retouch.compiler.skeleton import Form, ProfileName
 from retouch.specs.canonical import digest_file
 from retouch.specs.errors import SpecError
+from retouch.specs.manifest import TargetRecord
 
 FOLDERS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 CONTRIB = "com.microsoft"
@@ -187,3 +190,19 @@ def test_a_size_is_fixed_and_listed_ones_are_graphs_beside(
     onnx.checker.check_model(str(beside), full_check=True)
     with pytest.raises(SpecError, match="multiples"):
         emit(replace(Onnx(), size="9x9"), pipeline, tmp_path / "odd", skeletons)
+
+
+def test_a_further_target_is_named_where_nothing_is_claimed() -> None:
+    records = [
+        TargetRecord(
+            emitter="onnx",
+            parameters={"profile": profile, "precision": "float16"},
+            components=[],
+            evidence=[],
+        )
+        for profile in ("cpu", "cuda")
+    ]
+    assert target_names(records) == ["onnx", "onnx (cuda, float16)"]
+    assert any(
+        "onnx (cuda, float16)" in line for line in not_claimed(DRAWN_FROM, target_names(records), True)
+    )
