@@ -90,8 +90,9 @@ def closed_form(**more: Any) -> Callable[[int], tuple[str, dict[str, Any]]]:
 
 
 def training(count: int) -> tuple[str, dict[str, Any]]:
-    """Return the block of a training: more concepts need more steps."""
-    return "erase_by_training", {"templates": list(SHOWN), "rounds": 1, "steps": max(160, 40 * count)}
+    """Return the block of a training: more concepts need more directions and more steps."""
+    effort = {"rank": max(4, 2 * count), "steps": max(160, 80 * count), "rate": 0.02 if count == 1 else 0.01}
+    return "erase_by_training", {"templates": list(SHOWN), "rounds": 1, **effort}
 
 
 METHODS: Mapping[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
