@@ -148,16 +148,14 @@ def _solve_linear(erasing: Erasing, reads: Reads) -> Change:
     first = _with_moved(kept, prompts)
     ridge = erasing.edit.ridge_share * first.mean_square
     change = first.solve(ridge)
-    # What an earlier round has led elsewhere shall stay there.
-    for moved in prompts:
-        kept.keep(moved.rows, moved.weight)
     rounds = erasing.edit.adversarial_rounds
     found = _found(erasing, reads) if rounds else np.zeros((0, 0))
     for _ in range(rounds):
         adversaries = _adversaries(Grams.of(found, change), prompts)
         if not adversaries:
             break
-        change = _with_moved(kept, adversaries).solve(ridge).after(change)
+        # The concepts themselves go on to their guides: what is only kept would come back a little.
+        change = _with_moved(kept, [*prompts, *adversaries]).solve(ridge).after(change)
     return change
 
 
@@ -222,13 +220,12 @@ class _Layered:
             adversaries = _adversaries(grams, prompts)
             if not adversaries:
                 break
-            self._known.append(self._space(adversaries, prompts))
+            self._known.append(self._space([*prompts, *adversaries]))
 
-    def _space(self, prompts: Sequence[Moved], done: Sequence[Moved] = ()) -> NullSpace:
-        """Return what moves some rows; those that are done already are retained where they have got."""
+    def _space(self, prompts: Sequence[Moved]) -> NullSpace:
         edit, states = self._erasing.edit, self._erasing.states
         kept = [rows for rows, _ in self._erasing.kept(self._reads)]
-        retained = np.concatenate([*kept, *(moved.rows for moved in done)])
+        retained = np.concatenate(kept)
         weights = np.concatenate([np.full(len(moved.rows), moved.weight) for moved in prompts])
         return NullSpace.of(
             np.concatenate([moved.rows for moved in prompts]),

@@ -86,7 +86,7 @@ class EraseConcepts(Pass):
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
     vocabulary_weight: Weight = 10.0
     captions: InputFile | None = None
-    threshold: Share = 1e-4
+    threshold: Share = 1e-5
     influence: bool = True
     output: Output = "fused"
     residual_at_most: Decimal | None = None
