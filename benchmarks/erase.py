@@ -299,7 +299,10 @@ def main(concepts: str, limit: float) -> None:
     # Before any child starts: NumPy's BLAS reads it once.
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     counts = [int(part) for part in concepts.split(",")]
-    rows = [row for model in MODELS for row in solving(model, counts, limit)]
+    rows: list[dict[str, Any]] = []
+    for model in MODELS:
+        rows += solving(model, counts, limit)
+        save(rows, [])
     encoding = [
         {"model": model, "encoder": component, **alone(cost_of_encoding, model, component, layer, pooled)}
         for model, component, layer, pooled in (
@@ -309,6 +312,11 @@ def main(concepts: str, limit: float) -> None:
         )
     ]
     show(rows, encoding)
+    save(rows, encoding)
+
+
+def save(rows: list[dict[str, Any]], encoding: list[dict[str, Any]]) -> None:
+    """Write what was measured so far: a run that is stopped keeps its models."""
     RESULTS.parent.mkdir(exist_ok=True)
     facts = {"machine": platform.machine(), "numpy": np.__version__, "threads": 1}
     text = json.dumps({"solving": rows, "encoding": encoding, **facts}, indent=2, sort_keys=True)
