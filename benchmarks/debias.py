@@ -32,7 +32,16 @@ from retouch.runtime.statistics import decimal, wilson
 from retouch.specs.fields import DEMO
 
 RESULTS = Path(__file__).parent / "results"
-TEMPLATES = ("{}", "{} in noto style", "{} in fluent style", "{} on a blue background", "{} in twemoji style")
+TEMPLATES = (
+    "{}",
+    "{} in noto style",
+    "{} in fluent style",
+    "{} in twemoji style",
+    "{} on a blue background",
+    "{} on a red background",
+    "{} in fluent style on a purple background",
+    "{} in twemoji style on a pink background",
+)
 HELD_OUT = ("{} on a green background", "{} on a white background", "{} in noto style on a yellow background")
 CHUNK = 40  # images between two looks at the clock
 EXPLICIT = 32  # images for each prompt that says a gender
