@@ -14,10 +14,10 @@ from retouch.compiler.families.published import published_folder
 from retouch.compiler.headers import header_bytes
 from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import pipeline_of
-from retouch.compiler.modules import build_module
 from retouch.compiler.sources import MODEL_ROLES, Opened
 from retouch.compiler.sources.folder import INDEX, family_named, read_components, read_json
 from retouch.compiler.tensors import Array, Tensor
+from retouch.compiler.torch_models.modules import build_module
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import click
 from benchmarks._compile_table import write_page, write_plot
 from benchmarks._measured import LIMIT, Run, measured
 from benchmarks._random_model import write_adapter, write_random
-from retouch.compiler.prebuild import SHORT
+from retouch.compiler.graphs.prebuild import SHORT
 
 RESULTS = Path(__file__).parent / "results"
 CHILD = Path(__file__).with_name("_export_child.py")

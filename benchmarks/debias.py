@@ -25,9 +25,9 @@ from rich.table import Table
 
 from retouch.compiler.cache import default_cache
 from retouch.compiler.contract import Balancing
+from retouch.compiler.evidence.survey import Survey
 from retouch.compiler.gates._judging import DEMO_JUDGE, bare, open_judge
 from retouch.compiler.plan import Plan, make_plan
-from retouch.compiler.survey import Survey
 from retouch.runtime.statistics import decimal, wilson
 from retouch.specs.fields import DEMO
 

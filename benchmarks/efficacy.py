@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from retouch.compiler.build import Options, build
+from retouch.compiler.evidence.trial import hold_trial
 from retouch.compiler.gates._judging import JudgeFile
 from retouch.compiler.gates.erased import Erased
 from retouch.compiler.gates.kept import Kept
 from retouch.compiler.plan import make_plan
-from retouch.compiler.trial import hold_trial
 from retouch.runtime.console import reporter
 from retouch.specs.fields import DEMO_SPEC
 from retouch.specs.manifest import Evidence

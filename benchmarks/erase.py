@@ -167,7 +167,7 @@ def cost_of_ours(file: Path, count: int, layers: int) -> Cost:
 
 def cost_of_encoding(model: str, component: str, layer: int | None, pooled: bool) -> dict[str, float]:
     """Time the encoder and the bare products that its tokens need, on random weights."""
-    from retouch.compiler.text_encoder import PrefixTree, run_text_encoder
+    from retouch.compiler.text.text_encoder import PrefixTree, run_text_encoder
 
     config = json.loads((CONFIGS / MODELS[model] / component / "config.json").read_text())
     weights = random_encoder(config)
@@ -194,7 +194,7 @@ def bare_products(config: dict[str, Any], tokens: int, layers: int) -> float:
 
     One layer is timed and multiplied by their number; products run on as many rows as the encoder's do.
     """
-    from retouch.compiler.text_encoder import ROWS
+    from retouch.compiler.text.text_encoder import ROWS
 
     width, wide = config["hidden_size"], config["intermediate_size"]
     random = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def bare_products(config: dict[str, Any], tokens: int, layers: int) -> float:
 def random_encoder(config: dict[str, Any]) -> Any:
     """Return half-precision weights of a text encoder, the same in every layer: bigG's 32 are 1.4 GB."""
     from retouch.compiler.tensors import Shared
-    from retouch.compiler.text_encoder import LAYER, TextEncoderWeights
+    from retouch.compiler.text.text_encoder import LAYER, TextEncoderWeights
 
     random = np.random.default_rng(0)
     width, wide = config["hidden_size"], config["intermediate_size"]

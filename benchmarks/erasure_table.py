@@ -25,6 +25,7 @@ from rich.console import Console
 
 from retouch.compiler.cache import default_cache
 from retouch.compiler.contract import Erasure, Pass
+from retouch.compiler.evidence.trial import pipeline_drawer, write_trial
 from retouch.compiler.gates import Draw
 from retouch.compiler.gates._judging import JudgeFile, open_judge
 from retouch.compiler.ir import Pipeline
@@ -32,7 +33,6 @@ from retouch.compiler.load import load_pipeline
 from retouch.compiler.registry import passes, probes
 from retouch.compiler.studio import Quiet, Studio
 from retouch.compiler.threads import single_threaded
-from retouch.compiler.trial import pipeline_drawer, write_trial
 from retouch.runtime.judges import Judge
 from retouch.specs.canonical import digest_file, digest_of
 from retouch.specs.fields import DEMO

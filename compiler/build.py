@@ -18,12 +18,13 @@ from ..specs.errors import Fault, GateError
 from ..specs.fields import input_files
 from ..specs.lock import Lock, check_lock, make_lock, read_lock, write_lock
 from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
-from . import manifest as manifests
 from .cache import default_cache
-from .card import write_card
 from .cost import check_room, estimate
 from .digests import remembering
 from .emit import Emitter, Job, Ledger, Watch
+from .evidence import manifest as manifests
+from .evidence.card import write_card
+from .evidence.trial import hold_trial
 from .gates import Gate
 from .gates._judging import JudgeFile
 from .load import source_files
@@ -31,7 +32,6 @@ from .plan import Plan, size_of
 from .seal import ATTESTATIONS, records, sync, transaction
 from .studio import Quiet, Reporter
 from .threads import single_threaded
-from .trial import hold_trial
 
 
 @dataclass(frozen=True)

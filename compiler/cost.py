@@ -11,11 +11,11 @@ from math import prod
 from pathlib import Path
 
 from ..specs.errors import Fault, UndecidedError, raise_all
-from .capture import program_key
 from .emit import Emitter
-from .interfaces import interfaces
+from .engines.memory import available_memory
+from .graphs.capture import program_key
+from .graphs.interfaces import interfaces
 from .ir import Pipeline
-from .memory import available_memory
 from .store import Store
 from .write import AHEAD
 

@@ -12,10 +12,10 @@ from ..runtime.statistics import vendi_score
 from ..specs.fields import DEMO_SPEC
 from ..specs.manifest import Manifest
 from .build import Options, Reporter, build
+from .evidence.trial import base_drawer, drawer
 from .gates import Draw, Images
 from .gates._judging import DEMO_JUDGE, label_of, open_judge
 from .plan import Plan, make_plan
-from .trial import base_drawer, drawer
 
 # Near neighbors of what the spec erases, and prompts that nothing in it touches.
 KEPT = (

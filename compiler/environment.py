@@ -8,8 +8,6 @@ _LIBRARIES = (
     "diffusers",
     "numpy",
     "onnx",
-    "onnx-ir",
-    "onnxscript",
     "onnxruntime",
     "tokenizers",
     "torch",

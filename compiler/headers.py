@@ -149,8 +149,9 @@ def _stored(name: str, entry: Any, file: Path, start: int, room: int) -> Stored:
 
 def _check_room(entries: Mapping[str, Any], file: Path, room: int) -> None:
     """Refuse a file that was cut off in one sentence, not in one for each tensor."""
-    ends = [entry.get("data_offsets") for entry in entries.values() if isinstance(entry, dict)]
-    needed = max((end[1] for end in ends if _whole(end) and len(end) == 2), default=0)
+    found = [entry.get("data_offsets") for entry in entries.values() if isinstance(entry, dict)]
+    offsets: list[Any] = [pair for pair in found if _whole(pair)]
+    needed = max((pair[1] for pair in offsets if len(pair) == 2), default=0)
     if needed > room:
         raise _malformed(file, f"the tensors take {needed} bytes, but only {room} follow the header")
 

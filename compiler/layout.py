@@ -12,7 +12,7 @@ from typing import Any
 
 from .ir import Component, Pipeline
 from .schedulers import scheduler_class, scheduler_config
-from .tokenizer import tokenizer_json
+from .text.tokenizer import tokenizer_json
 
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PRIVATE = frozenset({"_name_or_path"})

@@ -10,13 +10,13 @@ from ..specs.errors import Fault, InputError, SpecError
 from ..specs.fields import DEMO
 from ..specs.sampling import Latent
 from ..specs.schema import Source
-from .conditioning import conditioning_of
 from .headers import refuse_pickle
 from .ir import Component, Pipeline, verify
 from .sampling import Sampling, Schedule, check_sampler, constant
 from .sources import MODEL_ROLES, Opened
 from .sources.folder import open_folder, read_json, weight_files
 from .sources.single_file import Given, open_single_file
+from .text.conditioning import conditioning_of
 
 __all__ = [
     "BUILT_IN_MODELS",

@@ -8,14 +8,14 @@ from typing import Any
 from ..specs.read import Registries, read_spec
 from ..specs.schema import Spec
 from . import registry
-from .conditioning import check_draws
 from .contract import Balancing, Erasure
+from .evidence.manifest import parameters
 from .ir import Pipeline
 from .load import MODEL_ROLES, open_source
-from .manifest import parameters
 from .schedule import Carried, carry_out
 from .studio import Reporter, Studio
 from .tensors import Tensor
+from .text.conditioning import check_draws
 
 REGISTRIES = Registries(registry.passes, registry.emitters, registry.gates)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..specs.canonical import canonical, digest_of
 from .environment import environment, retouch_version
-from .interfaces import Interface
+from .graphs.interfaces import Interface
 
 FOLDER = "failures"
 

@@ -21,9 +21,9 @@ from ..specs.canonical import merkle_root
 from ..specs.errors import Fault, InputError, raise_all
 from ..specs.manifest import ComponentRecord, Evidence
 from .emit import Job
+from .evidence.rounding import rounded_up
+from .graphs.packing import packed_bytes
 from .ir import Pipeline
-from .packing import packed_bytes
-from .rounding import rounded_up
 from .tensors import Array, Stored, Tensor, Tied, is_finite
 from .threads import single_threaded
 

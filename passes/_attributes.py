@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..compiler.encode import encode_prompts, pooled_width, text_width, tokenizer_of
 from ..compiler.gates._judging import bare
 from ..compiler.ir import Pipeline
-from ..compiler.low_rank import Floats
+from ..compiler.text.encode import encode_prompts, pooled_width, text_width, tokenizer_of
+from ..compiler.text.low_rank import Floats
 from ..specs.errors import Fault
 
 

@@ -21,7 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..compiler.low_rank import Floats
+from ..compiler.text.low_rank import Floats
 
 # Seeds of the loop start here; gates draw from 0 on, so a verdict never sees what was tuned.
 FIRST_SEED = 2**32

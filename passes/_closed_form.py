@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.low_rank import Change, Floats, is_narrow
+from ..compiler.text.low_rank import Change, Floats, is_narrow
 
 # Rows are summed so many at a time: one product a prompt would read the [D, D] sums again and again.
 ROWS = 1024

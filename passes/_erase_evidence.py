@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.tensors import Array, widen
-from ..compiler.text_map import columns_of, map_names
+from ..compiler.text.text_map import columns_of, map_names
 from ..runtime.statistics import decimal
 from ..specs.manifest import Evidence
 from ._closed_form import Floats, Grams

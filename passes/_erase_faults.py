@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..compiler.encode import tokenizer_of
 from ..compiler.ir import Pipeline
-from ..compiler.tokenizer import SourceTokenizer
+from ..compiler.text.encode import tokenizer_of
+from ..compiler.text.tokenizer import SourceTokenizer
 from ..specs.errors import Fault
 from ._text_states import Mention
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.ir import Pipeline
-from ..compiler.low_rank import Change, LazyMap
 from ..compiler.tensors import widen
-from ..compiler.text_map import columns_of
+from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
+from ..compiler.text.low_rank import Change, LazyMap
+from ..compiler.text.text_map import columns_of
 from ._closed_form import Floats, Grams, Moments, NullSpace, independent
 from ._preserving import neighbor_prompts, read_captions, vocabulary_prompts
 from ._text_states import Mention, Reads, TextStates, mentions_of

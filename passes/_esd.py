@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..compiler.drawing import Drawn, draw, short_table, unit_noise
-from ..compiler.gradients import Deltas, Gradients, States, Words
-from ..compiler.inversion import Search, invert
+from ..compiler.torch_models.drawing import Drawn, draw, short_table, unit_noise
+from ..compiler.torch_models.gradients import Deltas, Gradients, States, Words
+from ..compiler.torch_models.inversion import Search, invert
 
 REFRESH = 60  # steps between two drawings of the samples that are trained on
 BATCHES = 4  # that are drawn then

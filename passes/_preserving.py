@@ -10,8 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..compiler.encode import encode_prompts, tokenizer_of
 from ..compiler.ir import Pipeline
+from ..compiler.text.encode import encode_prompts, tokenizer_of
 from ..specs.errors import Fault, InputError
 from ..specs.fields import InputFile
 from ._nouns import load_nouns

@@ -19,7 +19,7 @@ et al., Efficient Fair PCA for Fair Representation Learning, 2302.13319, algorit
 
 import numpy as np
 
-from ..compiler.low_rank import Floats
+from ..compiler.text.low_rank import Floats
 
 # Below this share of the largest, a singular value is rounding or the difference of two padding rows.
 RANK = 1e-6

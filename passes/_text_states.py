@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..compiler.encode import encode_prompts, tokenizer_of
 from ..compiler.ir import Pipeline
+from ..compiler.text.encode import encode_prompts, tokenizer_of
 from ._closed_form import Floats
 
 Tokens = Literal["subject", "subject_and_eot", "subject_to_end"]

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..compiler import drawing, gradients, inversion
-from ..compiler.drawing import draw, short_table, unit_noise
 from ..compiler.environment import environment
-from ..compiler.gradients import Gradients
+from ..compiler.evidence.manifest import parameters
 from ..compiler.ir import Pipeline
-from ..compiler.manifest import parameters
 from ..compiler.studio import Studio
 from ..compiler.tensors import Array, Shared, Tensor, widen
 from ..compiler.threads import single_threaded
+from ..compiler.torch_models import drawing, gradients, inversion
+from ..compiler.torch_models.drawing import draw, short_table, unit_noise
+from ..compiler.torch_models.gradients import Gradients
 from ..runtime.statistics import decimal
 from ..specs.canonical import digest_file, digest_of
 from ..specs.manifest import Evidence

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..compiler.contract import Pass, Stage
-from ..compiler.encode import encode_prompts, pooled_width, text_width, tokenizer_of
-from ..compiler.interfaces import NEGATIVE, NEGATIVE_POOLED
+from ..compiler.graphs.interfaces import NEGATIVE, NEGATIVE_POOLED
 from ..compiler.ir import GraphEdit, Pipeline
 from ..compiler.sampling import Guidance
 from ..compiler.tensors import Shared
+from ..compiler.text.encode import encode_prompts, pooled_width, text_width, tokenizer_of
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, SpecError, raise_all
 from ..specs.manifest import Evidence

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ..compiler.conditioning import check_draws
 from ..compiler.contract import Balancing, Observer, Pass, Stage
-from ..compiler.encode import pooled_width, text_width
 from ..compiler.gates._judging import DEMO_JUDGE, JudgeName, open_judge
 from ..compiler.ir import Pipeline
-from ..compiler.low_rank import Floats
 from ..compiler.studio import Studio
 from ..compiler.tensors import Array, Edited, Tensor
-from ..compiler.text_map import Output, TextMap, map_names, with_text_map
+from ..compiler.text.conditioning import check_draws
+from ..compiler.text.encode import pooled_width, text_width
+from ..compiler.text.low_rank import Floats
+from ..compiler.text.text_map import Output, TextMap, map_names, with_text_map
 from ..runtime.judges import Judge
 from ..runtime.statistics import decimal, wilson
 from ..specs.errors import Fault, SpecError, UndecidedError, raise_all
@@ -184,7 +184,7 @@ class DebiasConcepts(Pass):
     def _balance(
         self, pipeline: Pipeline, solve: Callable[[Mapping[Subject, Floats]], dict[str, Floats]]
     ) -> dict[Subject, list[Round]]:
-        from ..compiler.survey import Survey
+        from ..compiler.evidence.survey import Survey
 
         studio = pipeline.studio or Studio(pipeline.sampling)
         judge = open_judge(self.judge)

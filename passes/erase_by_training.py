@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from ..compiler.contract import Erasure, Observer, Pass, Stage
 from ..compiler.ir import Pipeline
 from ..compiler.tensors import Array, Edited, Shared
-from ..compiler.tokenizer import load_tokenizer
+from ..compiler.text.tokenizer import load_tokenizer
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, SpecError, raise_all
 from ..specs.manifest import Decimal, Evidence

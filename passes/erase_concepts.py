@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field
 
 from ..compiler.contract import Erasure, Observer, Pass, Stage
 from ..compiler.ir import Pipeline
-from ..compiler.low_rank import LazyMap
-from ..compiler.text_map import Output, TextMap, with_layer_maps, with_text_map
+from ..compiler.text.low_rank import LazyMap
+from ..compiler.text.text_map import Output, TextMap, with_layer_maps, with_text_map
 from ..specs.errors import SpecError, raise_all
 from ..specs.fields import InputFile
 from ..specs.manifest import Decimal, Evidence

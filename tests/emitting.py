@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from retouch.compiler.capture import skeleton_of
 from retouch.compiler.emit import Emitted, Emitter, Job, Watch
-from retouch.compiler.interfaces import Interface, interfaces
+from retouch.compiler.evidence.parity import Emission
+from retouch.compiler.graphs.capture import skeleton_of
+from retouch.compiler.graphs.interfaces import Interface, interfaces
+from retouch.compiler.graphs.skeleton import DATA, DTYPES, Skeleton
 from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
-from retouch.compiler.parity import Emission
-from retouch.compiler.skeleton import DATA, DTYPES, Skeleton
 from retouch.compiler.tensors import Array, Edited, Tensor, Tied
 from retouch.specs.manifest import Evidence
 

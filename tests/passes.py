@@ -16,11 +16,11 @@ import yaml
 from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
+from retouch.compiler.canonical_text import difference, norms
 from retouch.compiler.contract import Pass
 from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.registry import passes
-from retouch.compiler.text import difference, norms
 from retouch.specs.manifest import Evidence
 
 from .tiny import make_tiny

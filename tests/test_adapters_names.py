@@ -16,7 +16,7 @@ from benchmarks._hollow import Hollow, hollow_pipeline
 from retouch.compiler.adapters.blocks import VECTORS, block_of, factors
 from retouch.compiler.adapters.spellings import KOHYA, Place, places_of, table_of
 from retouch.compiler.ir import Pipeline
-from retouch.compiler.modules import build_module
+from retouch.compiler.torch_models.modules import build_module
 from retouch.specs.errors import InputError
 
 SD, SD2, XL = "stable-diffusion-v1-5", "stable-diffusion-2-1", "stable-diffusion-xl-base-1.0"

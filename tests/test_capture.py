@@ -14,14 +14,14 @@ import onnx
 import pytest
 from emitting import graphs, load
 
-from retouch.compiler import capture
-from retouch.compiler.capture import program_of, skeleton_of, structure_of
-from retouch.compiler.interfaces import Interface, interfaces
+from retouch.compiler.graphs import capture
+from retouch.compiler.graphs.capture import program_of, skeleton_of, structure_of
+from retouch.compiler.graphs.interfaces import Interface, interfaces
+from retouch.compiler.graphs.lower import lower
+from retouch.compiler.graphs.program import Op, Program, Ref
+from retouch.compiler.graphs.skeleton import Form
 from retouch.compiler.ir import GraphEdit
-from retouch.compiler.lower import lower
-from retouch.compiler.program import Op, Program, Ref
 from retouch.compiler.reproducer import FOLDER
-from retouch.compiler.skeleton import Form
 from retouch.specs.canonical import digest_of
 from retouch.specs.errors import InputError
 
@@ -122,8 +122,8 @@ def test_nothing_tells_where_a_graph_was_made(tiny: Path, skeletons: Path, folde
 CODE = """
 import hashlib, sys
 from pathlib import Path
-from retouch.compiler.capture import skeleton_of
-from retouch.compiler.interfaces import interfaces
+from retouch.compiler.graphs.capture import skeleton_of
+from retouch.compiler.graphs.interfaces import interfaces
 from retouch.compiler.load import load_pipeline
 
 for interface in interfaces(load_pipeline(Path(sys.argv[1]), "ddim", 5)):

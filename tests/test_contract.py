@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from retouch.compiler.canonical_text import difference, norms
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.registry import passes
 from retouch.compiler.tensors import Array, Tensor
-from retouch.compiler.text import difference, norms
 
 from .passes import Case, cases, evidence_of, make, open_tiny
 

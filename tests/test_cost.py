@@ -10,16 +10,17 @@ import pytest
 from click.testing import CliRunner
 from emitting import load
 
-from retouch.compiler import cost, digests, prebuild
-from retouch.compiler.capture import program_of
+from retouch.compiler import cost, digests
 from retouch.compiler.commands.build import command as build_command
 from retouch.compiler.commands.plan import command as plan_command
 from retouch.compiler.commands.prebuild import command as prebuild_command
 from retouch.compiler.cost import Cost, check_room, estimate
 from retouch.compiler.digests import remembering
 from retouch.compiler.emit.onnx import Onnx
-from retouch.compiler.interfaces import interfaces
-from retouch.compiler.program import Program
+from retouch.compiler.graphs import prebuild
+from retouch.compiler.graphs.capture import program_of
+from retouch.compiler.graphs.interfaces import interfaces
+from retouch.compiler.graphs.program import Program
 from retouch.specs.canonical import digest_file
 from retouch.specs.errors import SpecError, UndecidedError
 

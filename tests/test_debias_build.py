@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 from tiny import make_tiny
 
-from retouch.compiler import survey
 from retouch.compiler.build import Options, build
+from retouch.compiler.evidence import survey
 from retouch.compiler.plan import make_plan
 from retouch.compiler.studio import Quiet
 from retouch.runtime.artefact import verify

@@ -15,11 +15,11 @@ from tiny import make_tiny_xl
 
 from retouch.compiler.adapters.spellings import Place
 from retouch.compiler.emit.adapter import FILES, FOLDER, Adapter, decompose, factor
-from retouch.compiler.encode import pooled_width, text_width
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.tensors import Edited, Shared, Tensor
-from retouch.compiler.text_map import TextMap, with_text_map
+from retouch.compiler.text.encode import pooled_width, text_width
+from retouch.compiler.text.text_map import TextMap, with_text_map
 from retouch.specs.errors import InputError
 
 from .passes import make

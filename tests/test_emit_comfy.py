@@ -11,10 +11,10 @@ import pytest
 from emitting import emit, load
 from tiny import make_tiny, make_tiny_xl
 
-from retouch.compiler import engines
 from retouch.compiler.emit.comfy import Comfy, renamed
 from retouch.compiler.emit.onnx import Onnx
 from retouch.compiler.emit.single_file import FILE, SingleFile
+from retouch.compiler.engines import building as engines
 from retouch.compiler.ir import Pipeline
 from retouch.runtime.sessions import Placement, Session, load_session
 from retouch.specs.errors import InputError

@@ -14,10 +14,7 @@ from emitting import KEY, Recorder, added, edited, emissions, emit, graphs, load
 
 from retouch.compiler.emit import Emitted, Watch
 from retouch.compiler.emit.onnx import Onnx
-from retouch.compiler.interfaces import NEGATIVE, Interface
-from retouch.compiler.ir import GraphEdit, Pipeline
-from retouch.compiler.modules import load_module
-from retouch.compiler.parity import (
+from retouch.compiler.evidence.parity import (
     Emission,
     example_inputs,
     measure_parity,
@@ -26,7 +23,10 @@ from retouch.compiler.parity import (
     run_graph,
     run_module,
 )
+from retouch.compiler.graphs.interfaces import NEGATIVE, Interface
+from retouch.compiler.ir import GraphEdit, Pipeline
 from retouch.compiler.tensors import Edited
+from retouch.compiler.torch_models.modules import load_module
 from retouch.specs.errors import InputError
 from retouch.specs.sampling import SamplingTable
 

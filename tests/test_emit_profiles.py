@@ -9,16 +9,16 @@ import onnx
 import pytest
 from emitting import emit, load
 
-from retouch.compiler.capture import skeleton_of
-from retouch.compiler.claims import not_claimed
 from retouch.compiler.emit import Emitted, Job, Ledger
 from retouch.compiler.emit.onnx import Onnx
-from retouch.compiler.interfaces import interfaces
+from retouch.compiler.evidence.claims import not_claimed
+from retouch.compiler.evidence.manifest import DRAWN_FROM, target_names
+from retouch.compiler.graphs.capture import skeleton_of
+from retouch.compiler.graphs.interfaces import interfaces
+from retouch.compiler.graphs.packing import pack, packed_bytes, unpack, unpacked
+from retouch.compiler.graphs.prebuild import config_folder, config_pipeline
+from retouch.compiler.graphs.skeleton import Form, ProfileName
 from retouch.compiler.ir import Pipeline
-from retouch.compiler.manifest import DRAWN_FROM, target_names
-from retouch.compiler.packing import pack, packed_bytes, unpack, unpacked
-from retouch.compiler.prebuild import config_folder, config_pipeline
-from retouch.compiler.skeleton import Form, ProfileName
 from retouch.specs.canonical import digest_file
 from retouch.specs.errors import SpecError
 from retouch.specs.manifest import TargetRecord

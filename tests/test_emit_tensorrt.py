@@ -12,12 +12,12 @@ import pytest
 from emitting import emit, load
 from pydantic import TypeAdapter, ValidationError
 
-from retouch.compiler import engines
 from retouch.compiler.emit import tensorrt
 from retouch.compiler.emit.tensorrt import Tensorrt, trtexec
 from retouch.compiler.emit.tensorrt_rtx import TensorrtRtx
-from retouch.compiler.engines import Engine, Shapes
-from retouch.compiler.profiles import as_numbers, profiles_of
+from retouch.compiler.engines import building as engines
+from retouch.compiler.engines.building import Engine, Shapes
+from retouch.compiler.engines.profiles import as_numbers, profiles_of
 from retouch.compiler.sampling import Guidance
 from retouch.specs.errors import SpecError, UndecidedError
 from retouch.specs.fields import DEMO

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from retouch.compiler.encode import encode_prompts, tokenizer_of
 from retouch.compiler.tensors import Shared
-from retouch.compiler.text_encoder import PrefixTree, TextEncoderWeights, erf, run_text_encoder
-from retouch.compiler.tokenizer import load_tokenizer
+from retouch.compiler.text.encode import encode_prompts, tokenizer_of
+from retouch.compiler.text.text_encoder import PrefixTree, TextEncoderWeights, erf, run_text_encoder
+from retouch.compiler.text.tokenizer import load_tokenizer
 from retouch.specs.errors import InputError
 
 from .passes import open_tiny, tiny_folder
@@ -119,7 +119,7 @@ def test_rows_that_nobody_needs_are_not_computed_and_the_others_stay_the_same() 
 
 
 def test_a_damaged_cache_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from retouch.compiler import encode
+    from retouch.compiler.text import encode
 
     monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
     encode._kept.cache_clear()
@@ -136,7 +136,7 @@ def test_a_damaged_cache_is_computed_again(tmp_path: Path, monkeypatch: pytest.M
 def test_encoding_imports_no_torch() -> None:
     script = (
         "import sys; from pathlib import Path; from retouch.compiler.load import load_pipeline;"
-        "from retouch.compiler.encode import encode_prompts;"
+        "from retouch.compiler.text.encode import encode_prompts;"
         "encode_prompts(load_pipeline(Path(sys.argv[1]), 'ddim', 4, 2.0), ['a cat']);"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

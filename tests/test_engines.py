@@ -13,9 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from retouch.compiler import engines, memory
-from retouch.compiler.engine_worker import Progress
-from retouch.compiler.engines import STEPS, Order, Shapes, build, parse
+from retouch.compiler.engines import building as engines
+from retouch.compiler.engines import memory
+from retouch.compiler.engines.building import STEPS, Order, Shapes, build, parse
+from retouch.compiler.engines.worker import Progress
 from retouch.specs.errors import InputError, UndecidedError
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="`tensorrt-rtx` is not installed")

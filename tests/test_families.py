@@ -11,10 +11,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from retouch.compiler.conditioning import conditioning_of
 from retouch.compiler.families import Family, families, family_of
 from retouch.compiler.families.published import CONFIGS, published_folder, published_models
 from retouch.compiler.ir import Component
+from retouch.compiler.text.conditioning import conditioning_of
 from retouch.specs.errors import InputError
 
 CLASSES = {

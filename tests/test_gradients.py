@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from retouch.compiler.drawing import draw, unit_noise
-from retouch.compiler.encode import encode_prompts
-from retouch.compiler.gradients import Gradients, Words
-from retouch.compiler.inversion import Search, denoising_loss, invert
-from retouch.compiler.modules import load_module
+from retouch.compiler.evidence.trial import pipeline_drawer
 from retouch.compiler.probes._tokens import Effort, search_tokens
-from retouch.compiler.trial import pipeline_drawer
+from retouch.compiler.text.encode import encode_prompts
+from retouch.compiler.torch_models.drawing import draw, unit_noise
+from retouch.compiler.torch_models.gradients import Gradients, Words
+from retouch.compiler.torch_models.inversion import Search, denoising_loss, invert
+from retouch.compiler.torch_models.modules import load_module
 from retouch.specs.errors import InputError
 
 from .passes import open_tiny

@@ -5,8 +5,8 @@ from math import cos, pi, sqrt
 import numpy as np
 import pytest
 
-from retouch.compiler.encode import encode_prompts
-from retouch.compiler.interfaces import NEGATIVE
+from retouch.compiler.graphs.interfaces import NEGATIVE
+from retouch.compiler.text.encode import encode_prompts
 from retouch.specs.errors import SpecError
 
 from .passes import make, open_tiny

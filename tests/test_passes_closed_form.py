@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retouch.compiler.low_rank import Change
+from retouch.compiler.text.low_rank import Change
 from retouch.passes._closed_form import Grams, Moments, NullSpace, independent
 
 WIDTH = 24

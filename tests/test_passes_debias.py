@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retouch.compiler.build import _inputs
+from retouch.compiler.evidence.survey import Survey, fingerprint
 from retouch.compiler.plan import make_plan
-from retouch.compiler.survey import Survey, fingerprint
 from retouch.compiler.tensors import Shared
-from retouch.compiler.text_map import TextMap
+from retouch.compiler.text.text_map import TextMap
 from retouch.passes._balance import (
     FIRST_SEED,
     Course,

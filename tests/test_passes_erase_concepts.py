@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
-from retouch.compiler.encode import encode_prompts, pooled_width, tokenizer_of
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.tensors import widen
+from retouch.compiler.text.encode import encode_prompts, pooled_width, tokenizer_of
 from retouch.passes._preserving import neighbor_prompts, read_captions
 from retouch.specs.errors import InputError, SpecError
 from retouch.specs.manifest import Evidence

@@ -13,14 +13,14 @@ from PIL import Image
 from tiny import make_tiny
 
 from retouch.compiler.build import Options, build
-from retouch.compiler.gradients import Gradients
 from retouch.compiler.plan import make_plan
 from retouch.compiler.probes._control import figures, likeness
 from retouch.compiler.probes._patient import Patient
 from retouch.compiler.probes.noise import draw_noisy
 from retouch.compiler.probes.static import Maps
 from retouch.compiler.registry import probes
-from retouch.compiler.shipped import check_parity, shipped_pipeline
+from retouch.compiler.torch_models.gradients import Gradients
+from retouch.compiler.torch_models.shipped import check_parity, shipped_pipeline
 from retouch.runtime.artefact import open_artefact, verify
 from retouch.runtime.cli import main
 from retouch.runtime.judges import Judge

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import make_tiny, make_tiny_v2, make_tiny_xl
 
 from benchmarks._hollow import hollow_pipeline, write_hollow
+from retouch.compiler.canonical_text import difference
 from retouch.compiler.emit.diffusers import Diffusers
 from retouch.compiler.emit.onnx import Onnx
 from retouch.compiler.emit.single_file import FILE, SingleFile
@@ -25,7 +26,6 @@ from retouch.compiler.ir import Component, Pipeline
 from retouch.compiler.load import load_pipeline, open_source, source_files
 from retouch.compiler.sources import MODEL_ROLES
 from retouch.compiler.sources.names import layouts, modules
-from retouch.compiler.text import difference
 from retouch.specs.errors import InputError, RetouchError, SpecError
 from retouch.specs.fields import InputFile
 from retouch.specs.schema import Source

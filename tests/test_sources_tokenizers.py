@@ -7,7 +7,7 @@ from transformers import CLIPTokenizer
 
 from retouch.compiler.families.published import published_folder
 from retouch.compiler.sources.tokenizers import SIZE, clip_folder, clip_merges, clip_vocabulary
-from retouch.compiler.tokenizer import load_tokenizer
+from retouch.compiler.text.tokenizer import load_tokenizer
 
 # Token numbers that the published tokenizer gives, padding left out. Source: openai/CLIP and the examples in
 # the documentation of transformers.

@@ -13,15 +13,15 @@ from tiny import make_tiny_refiner, make_tiny_xl
 
 from retouch.compiler.emit.diffusers import Diffusers
 from retouch.compiler.emit.onnx import Onnx
-from retouch.compiler.encode import pooled_width, text_width
-from retouch.compiler.interfaces import interfaces
+from retouch.compiler.evidence.parity import example_inputs, run_graph
+from retouch.compiler.evidence.trial import pipeline_drawer
+from retouch.compiler.graphs.interfaces import interfaces
 from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
-from retouch.compiler.modules import load_module
-from retouch.compiler.parity import example_inputs, run_graph
 from retouch.compiler.tensors import Shared, Tensor
-from retouch.compiler.text_map import TextMap, fuse_text_map, graph_map, with_text_map
-from retouch.compiler.trial import pipeline_drawer
+from retouch.compiler.text.encode import pooled_width, text_width
+from retouch.compiler.text.text_map import TextMap, fuse_text_map, graph_map, with_text_map
+from retouch.compiler.torch_models.modules import load_module
 from retouch.specs.errors import InputError, SpecError
 
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"

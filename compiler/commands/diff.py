@@ -7,10 +7,10 @@ import click
 from ...runtime.console import json_option, print_result
 from ...specs.errors import Fault, InputError
 from ...specs.schema import Source
+from ..canonical_text import difference, unified
 from ..ir import Pipeline
 from ..load import load_pipeline, open_source
 from ..plan import make_plan
-from ..text import difference, unified
 
 # Models carry no sampling of their own: both sides get the same, so that it does not differ.
 SAMPLER, STEPS = "dpmpp_2m", 20

@@ -4,7 +4,7 @@ import click
 
 from ...runtime.console import json_option, print_result, reporter
 from ..cache import default_cache
-from ..prebuild import prebuild
+from ..graphs.prebuild import prebuild
 
 
 @click.command("prebuild")

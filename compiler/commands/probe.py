@@ -19,8 +19,8 @@ from ...specs.manifest import Evidence, Manifest
 from ...specs.probes import ProbeReport
 from ..contract import Erasure
 from ..environment import environment, retouch_version
+from ..evidence.manifest import parameters
 from ..gates._judging import JudgeFile, open_judge
-from ..manifest import parameters
 from ..plan import Plan, make_plan
 from ..probes import Probe
 from ..registry import probes as registry

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ...specs.manifest import Evidence
-from ..engines import Shapes
+from ..engines.building import Shapes
+from ..engines.profiles import own_size, profiles_of
 from ..ir import Pipeline
-from ..profiles import own_size, profiles_of
 from . import Emitted, Emitter, Job
 from .onnx import Onnx, Size
 

@@ -12,12 +12,12 @@ from ...runtime.statistics import decimal
 from ...specs.errors import Fault, InputError, raise_all
 from ...specs.manifest import ComponentRecord, Decimal, Evidence
 from ..adapters.spellings import KOHYA, Place, dotted, places_of
+from ..graphs.interfaces import OWN
 from ..headers import header_bytes
-from ..interfaces import OWN
 from ..ir import Pipeline
-from ..low_rank import Floats
 from ..tensors import Array, Edited, Shared, Tensor
-from ..text_map import fuse_text_map
+from ..text.low_rank import Floats
+from ..text.text_map import fuse_text_map
 from ..write import Entry, WritePass
 from . import Emitted, Emitter, Job
 

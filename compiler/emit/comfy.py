@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 from ...specs.errors import Fault, InputError
 from ...specs.manifest import ComponentRecord
-from ..capture import skeleton_of
-from ..engines import Shapes
-from ..interfaces import interfaces
+from ..engines.building import Shapes
+from ..engines.profiles import own_size, profiles_of
+from ..graphs.capture import skeleton_of
+from ..graphs.interfaces import interfaces
+from ..graphs.skeleton import DATA, Form
 from ..ir import Pipeline
-from ..profiles import own_size, profiles_of
-from ..skeleton import DATA, Form
-from ..text_map import fuse_text_map
+from ..text.text_map import fuse_text_map
 from ..write import WritePass
 from . import Emitted, Emitter, Job
 from .onnx import bind

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from ...specs.manifest import ComponentRecord
+from ..graphs.interfaces import OWN
 from ..headers import header_bytes
-from ..interfaces import OWN
 from ..ir import Component, Pipeline
 from ..layout import write_config, write_layout
 from ..load import MODEL_ROLES
 from ..tensors import Tensor
-from ..text_map import fuse_text_map
+from ..text.text_map import fuse_text_map
 from ..write import Entry, WritePass
 from . import Emitted, Emitter, Job
 

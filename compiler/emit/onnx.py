@@ -11,13 +11,13 @@ from pydantic import Field
 from ...specs.canonical import canonical
 from ...specs.errors import Fault, InputError, SpecError, raise_all
 from ...specs.manifest import ComponentRecord
-from ..capture import skeleton_of
-from ..graph_edits import INSIDE
-from ..interfaces import BAKED, Interface, Port, interfaces
+from ..evidence.parity import Emission, measure_parity
+from ..graphs.capture import skeleton_of
+from ..graphs.graph_edits import INSIDE
+from ..graphs.interfaces import BAKED, Interface, Port, interfaces
+from ..graphs.skeleton import DATA, DTYPES, Form, Packing, Precision, ProfileName, Skeleton
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
-from ..parity import Emission, measure_parity
-from ..skeleton import DATA, DTYPES, Form, Packing, Precision, ProfileName, Skeleton
 from ..tensors import Tensor
 from ..write import Entry, WritePass
 from . import Emitted, Emitter, Job, Written
@@ -257,7 +257,7 @@ def _write_guidance(
     pipeline: Pipeline, interface: Interface, skeleton: Skeleton, place: Path, suffix: str
 ) -> list[Entry]:
     """Write combine.onnx and guided.onnx; return the tensors that only the latter needs."""
-    from ..combine import Baked, combine_graph, guided_graph
+    from ..graphs.combine import Baked, combine_graph, guided_graph
 
     negatives = baked_negatives(pipeline, interface)
     baked: list[Baked] = []

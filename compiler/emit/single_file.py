@@ -10,12 +10,12 @@ import numpy as np
 
 from ...specs.errors import Fault, InputError, raise_all
 from ...specs.manifest import ComponentRecord
+from ..graphs.interfaces import OWN
 from ..headers import header_bytes
-from ..interfaces import OWN
 from ..ir import Component, Pipeline
 from ..sources.names import Layout, Match, layout_of, layouts, matches
 from ..tensors import Tensor
-from ..text_map import fuse_text_map
+from ..text.text_map import fuse_text_map
 from ..write import Entry, WritePass
 from . import Emitted, Emitter, Job
 

@@ -14,8 +14,8 @@ from typing import Any
 from ...runtime.devices import has_driver
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
-from ..engines import PLAIN, RTX, STEPS, Order, Shapes, build, check_installed, parse
-from ..profiles import as_numbers
+from ..engines.building import PLAIN, RTX, STEPS, Order, Shapes, build, check_installed, parse
+from ..engines.profiles import as_numbers
 from . import Job
 from ._engines import EngineEmitter
 

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field
 
 from ...specs.errors import Fault, InputError
 from ...specs.manifest import Evidence
-from ..engines import RTX, STEPS, Engine, Order, Shapes, build, check_installed
-from ..profiles import as_numbers
+from ..engines.building import RTX, STEPS, Engine, Order, Shapes, build, check_installed
+from ..engines.profiles import as_numbers
 from . import Job
 from ._engines import EngineEmitter
 

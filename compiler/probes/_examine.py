@@ -14,10 +14,10 @@ from ...specs.manifest import Evidence
 from ..contract import Erasure
 from ..gates import Images
 from ..gates._judging import label_of
-from ..gradients import Gradients
 from ..ir import GraphEdit, Pipeline
 from ..studio import Reporter
 from ..threads import single_threaded
+from ..torch_models.gradients import Gradients
 from . import Case, Probe, Target
 from ._control import NAME, figures, likeness
 from ._patient import Patient

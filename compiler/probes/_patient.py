@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ...runtime.artefact import open_artefact
 from ...runtime.sessions import Placement, open_session
 from ...specs.errors import Fault, UndecidedError
-from ..drawing import draw, unit_noise
 from ..gates import Images
-from ..gradients import Gradients, States, Words
 from ..ir import GraphEdit
-from ..shipped import check_parity, shipped_pipeline
+from ..torch_models.drawing import draw, unit_noise
+from ..torch_models.gradients import Gradients, States, Words
+from ..torch_models.shipped import check_parity, shipped_pipeline
 
 BATCH = 8
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..gradients import Gradients, Words
-from ..inversion import denoising_loss
+from ..torch_models.gradients import Gradients, Words
+from ..torch_models.inversion import denoising_loss
 
 
 @dataclass(frozen=True)

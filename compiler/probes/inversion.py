@@ -28,7 +28,7 @@ class Inversion(Revival):
     def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
         import torch
 
-        from ..inversion import Search, invert
+        from ..torch_models.inversion import Search, invert
 
         search = Search(self.steps, self.rate, self.batch, self.tokens)
         words = invert(patient.model, torch.from_numpy(target.latents), search, advance=case.advance)

@@ -14,7 +14,7 @@ from ..gates import Images
 from . import Case, Probe
 
 if TYPE_CHECKING:
-    from ..gradients import Gradients
+    from ..torch_models.gradients import Gradients
     from ._patient import Patient
 
 # Nobody's name for anything: what its images show of a concept, noise alone has put there.
@@ -47,7 +47,7 @@ class Noise(Probe):
             "by_strength": self._named(concept, case),
         }
         if case.base is not None:
-            from ..gradients import Gradients
+            from ..torch_models.gradients import Gradients
 
             base = self._shares(case, case.target.prompt, Gradients(case.base))
             details["base_by_strength"] = self._named(base, case)
@@ -81,7 +81,7 @@ def draw_noisy(
     """Draw a prompt's images, one a seed, with noise added after each step but the last."""
     import torch
 
-    from ..drawing import guided, unit_noise
+    from ..torch_models.drawing import guided, unit_noise
     from ._patient import BATCH
 
     states, empty = patient.states(model.words(prompt), model)

@@ -12,7 +12,7 @@ from ...runtime.statistics import decimal
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from ..tensors import Tensor, widen
-from ..text_map import fuse_text_map
+from ..text.text_map import fuse_text_map
 from . import Case, Probe
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _states(pipeline: "Pipeline", prompt: str) -> Floats:
     """Return a prompt's text states [S - 1, D]; the first is the start token's, the same in every prompt."""
     import torch
 
-    from ..gradients import Gradients
+    from ..torch_models.gradients import Gradients
 
     with torch.no_grad():
         model = Gradients(pipeline, denoiser=False)
