@@ -293,11 +293,11 @@ def _read_table(folder: Path) -> SamplingTable:
         raise IntegrityError(_invalid(SAMPLING, error)) from error
 
 
-def _refuse_unknown(path: str, value: Any, schema: int) -> None:
+def _refuse_unknown(path: str, value: Any, newest: int) -> None:
     """Raise UndecidedError for a document that is intact but newer than this program."""
     found = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(found, int) and found != schema:
-        message = f"schema {found}, this retouch reads {schema}"
+    if isinstance(found, int) and found > newest:
+        message = f"schema {found}, this retouch reads up to {newest}"
         raise UndecidedError(
             Fault("E_SCHEMA_VERSION", message, path, "use the retouch that built it, or a newer one")
         )

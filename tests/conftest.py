@@ -1,7 +1,11 @@
 """What several test files share and what is dear to make: the tiny pipeline, and captured graphs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Tests run one process a core: threads of their own would only wait for each other. Libraries ask at import.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import pytest
 from tiny import make_tiny

@@ -124,7 +124,7 @@ def test_a_pass_cannot_leave_a_name_under_no_component(folder: Path) -> None:
         ("model_index.json", "[]", "not a JSON object"),
         ("model_index.json", '{"_class_name": "StableDiffusionPipeline"}', "no component `unet`"),
         ("unet/config.json", "{", "not JSON"),
-        ("unet/config.json", "{}", "lacks a usable 'sample_size'"),
+        ("unet/config.json", "{}", "lacks a usable 'in_channels'"),
         ("scheduler/scheduler_config.json", '{"beta_schedule": "squaredcos_cap_v2"}', "is not supported"),
     ],
 )
