@@ -22,14 +22,15 @@ def retouch_version() -> str:
 
 def environment() -> dict[str, str]:
     """Return library versions and CPU capability: no host name, no time, no path."""
-    found = {name: _version(name) for name in _LIBRARIES}
+    found = {name: installed(name) for name in _LIBRARIES}
     found["python"] = platform.python_version()
     found["machine"] = platform.machine()
     found["cpu"] = _cpu_capability()
     return found
 
 
-def _version(name: str) -> str:
+def installed(name: str) -> str:
+    """Return the version of a library; one that is missing has none, which is no other's either."""
     try:
         return version(name)
     except PackageNotFoundError:

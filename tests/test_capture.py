@@ -63,7 +63,7 @@ def test_an_edit_around_a_graph_keeps_its_key(tiny: Path) -> None:
 
 def test_the_key_names_the_capturing_code_and_libraries(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = key(interface(tiny))
-    monkeypatch.setattr(capture, "version", lambda name: "0.0")
+    monkeypatch.setattr(capture, "installed", lambda name: "0.0")
     assert key(interface(tiny)) != before
 
 

@@ -12,12 +12,12 @@ warm cache imports no torch.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...specs.canonical import digest_file, digest_of
 from ...specs.errors import Fault, InputError
+from ..environment import installed
 from ..ir import GraphEdit
 from ..reproducer import keep_failure
 from ..store import Store
@@ -109,7 +109,7 @@ def _digests(files: Sequence[str]) -> dict[str, str]:
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:
-    return {name: version(name) for name in libraries}
+    return {name: installed(name) for name in libraries}
 
 
 # ---------------------------------------------------------------------------------------------------
