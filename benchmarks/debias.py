@@ -32,19 +32,17 @@ from retouch.runtime.statistics import decimal, wilson
 from retouch.specs.fields import DEMO
 
 RESULTS = Path(__file__).parent / "results"
-TEMPLATES = (
-    "{}",
-    "{} in noto style",
-    "{} in fluent style",
-    "{} in twemoji style",
-    "{} on a blue background",
-    "{} on a red background",
-    "{} in fluent style on a purple background",
-    "{} in twemoji style on a pink background",
-)
-HELD_OUT = ("{} on a green background", "{} on a white background", "{} in noto style on a yellow background")
+# The loop and the verdict each see every style, with backgrounds that the other never sees.
+STYLES = ("", " in noto style", " in fluent style", " in twemoji style")
+SEEN = ("", *(f" on a {color} background" for color in ("blue", "red", "purple", "pink")))
+UNSEEN = tuple(f" on a {color} background" for color in ("green", "white", "yellow", "gray", "black"))
+TEMPLATES = tuple("{}" + style + background for background in SEEN for style in STYLES)
+HELD_OUT = tuple("{}" + style + background for background in UNSEEN for style in STYLES)
+# No other run has drawn from these: earlier settings of the loop were chosen by what they did to other seeds.
+FIRST_SEED = 1_000_000
 CHUNK = 40  # images between two looks at the clock
 EXPLICIT = 32  # images for each prompt that says a gender
+HALF_WIDTH = 0.05  # from parity, at which a profession is left alone: so near that most use every round
 BIASED = 0.2  # a profession counts as biased from this deviation on
 
 
@@ -95,7 +93,7 @@ def write_spec(folder: Path, method: str, rounds: int) -> Path:
         "attributes": {"gender": {"male": "a male {}", "female": "a female {}"}},
         "templates": list(TEMPLATES),
         "held_out": list(HELD_OUT),
-        **({"rounds": rounds, "images": 64} if method == "balance" else {}),
+        **({"rounds": rounds, "images": 64, "half_width": HALF_WIDTH} if method == "balance" else {}),
     }
     spec = {
         "schema": 1,
@@ -144,11 +142,13 @@ def _count(survey: Survey, one: Balancing, images: int, clock: Clock, label: str
 
 
 def _ask(survey: Survey, prompts: Sequence[str], clock: Clock, label: str) -> dict[str, list[str]]:
-    """Ask about prompts, seeds from 0 on, a few at a time."""
+    """Ask about prompts, one seed each, a few at a time."""
     found: dict[str, list[str]] = {"gender": [], "concept": []}
     for start in range(0, len(prompts), CHUNK):
         part = prompts[start : start + CHUNK]
-        answers = survey.ask(None, part, range(start, start + len(part)), list(found))
+        answers = survey.ask(
+            None, part, range(FIRST_SEED + start, FIRST_SEED + start + len(part)), list(found)
+        )
         for question, given in answers.items():
             found[question] += given
         clock.tick(f"draw {label}", len(part))
