@@ -80,3 +80,10 @@ def wording_faults(
             if not tokenizer.spelled(prompt, text):
                 yield Fault("E_DEBIAS_TOKENS", f"`{text}` is no token of its own in `{prompt}`", place)
                 break
+
+
+def aligned(groups: Sequence[Sequence[Floats]]) -> Iterator[list[Floats]]:
+    """Yield the rows of each group's values cut to the shortest: they end in the same padding."""
+    for group in groups:
+        shortest = min(len(rows) for rows in group)
+        yield [rows[:shortest] for rows in group]

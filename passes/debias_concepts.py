@@ -1,8 +1,7 @@
 """Balance what concepts imply: projected out of text states, or moved until images are at parity."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,20 +11,21 @@ from ..compiler.contract import Balancing, Observer, Pass, Stage
 from ..compiler.gates._judging import DEMO_JUDGE, JudgeName, open_judge
 from ..compiler.ir import Pipeline
 from ..compiler.studio import Studio
-from ..compiler.tensors import Array, Edited, Tensor
+from ..compiler.tensors import Tensor
 from ..compiler.text.conditioning import check_draws
 from ..compiler.text.encode import pooled_width, text_width
 from ..compiler.text.low_rank import Floats
-from ..compiler.text.text_map import Output, TextMap, map_names, with_text_map
-from ..runtime.judges import Judge
-from ..runtime.statistics import decimal, wilson
-from ..specs.errors import Fault, SpecError, UndecidedError, raise_all
+from ..compiler.text.text_map import Output, TextMap, with_text_map
+from ..specs.errors import SpecError, UndecidedError, raise_all
 from ..specs.manifest import Decimal, Evidence
-from ._attributes import States, Value, values_of, wording_faults
+from ._attributes import States, Value, aligned, values_of
 from ._balance import Course, Round, Subject, balance, images_for, weights_after
-from ._closed_form import Grams, Moments
+from ._closed_form import Moments
+from ._debias_evidence import DebiasEvidence, statements_of
+from ._debias_faults import faults_of, judge_faults
 from ._preserving import vocabulary_prompts
 from ._projection import fair_pca_map, ridge_map
+from ._solution import Solution, Solved, SolvedMap, solution_of
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 Wordings = Annotated[dict[Text, Text], Field(min_length=2)]
@@ -90,7 +90,7 @@ class DebiasConcepts(Pass):
     vocabulary_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
 
     def run(self, pipeline: Pipeline) -> Pipeline:
-        raise_all(SpecError, list(self._faults(pipeline)))
+        raise_all(SpecError, list(faults_of(self, pipeline)))
         if self.method == "balance":
             check_draws(pipeline.family, self.name)
         solution = Solution(lambda: self._solve(pipeline))
@@ -116,18 +116,10 @@ class DebiasConcepts(Pass):
                 )
 
     def observers(self, before: Pipeline, after: Pipeline) -> Iterable[Observer]:
-        return [_Observer(self, before, after)]
+        return [DebiasEvidence(self, before, after)]
 
     def statements(self, before: Pipeline, after: Pipeline) -> list[Evidence]:
-        solved = solution_of(after, self.name) or self._solve(before)
-        text_map = solved.maps["sequence"]
-        change = float(np.linalg.norm(text_map - np.eye(len(text_map))) / np.sqrt(len(text_map)))
-        found = [self._statement("debias.change", "text map", change, {"meaning": "||A - I|| / sqrt(D)"})]
-        return found + [
-            evidence
-            for subject, rounds in solved.history.items()
-            for evidence in self._rounds(subject, rounds)
-        ]
+        return statements_of(self, solution_of(after, self.name) or self._solve(before))
 
     @property
     def course(self) -> Course:
@@ -146,7 +138,7 @@ class DebiasConcepts(Pass):
         states = {kind: States(pipeline, self.prompts(pipeline), kind) for kind in _kinds(pipeline)}
         if self.method == "project":
             return Solved({kind: self._projection(rows) for kind, rows in states.items()}, {})
-        words = self._words(pipeline)
+        words = self.words(pipeline)
         history = self._balance(pipeline, lambda weights: self._maps(states, words, weights))
         weights = {subject: weights_after(subject, rounds, self.step) for subject, rounds in history.items()}
         return Solved(self._maps(states, words, weights), history)
@@ -155,12 +147,12 @@ class DebiasConcepts(Pass):
         fixed = states.whole("")
         groups = [
             [states.rows(template, said) for said in explicit]
-            for explicit in self._explicit().values()
+            for explicit in self.explicit().values()
             for template in self.templates
         ]
         scale = np.sqrt(np.mean([np.sum(rows * rows, axis=1).mean() for group in groups for rows in group]))
         if self.estimator == "ridge":
-            differences = [rows - group[0] for group in _aligned(groups) for rows in group[1:]]
+            differences = [rows - group[0] for group in aligned(groups) for rows in group[1:]]
             return ridge_map(np.concatenate(differences) / scale, fixed, self.strength)
         rows, indicators = _grouped(self._by_attribute(states))
         return fair_pca_map(rows / scale, indicators, fixed)
@@ -188,7 +180,7 @@ class DebiasConcepts(Pass):
 
         studio = pipeline.studio or Studio(pipeline.sampling)
         judge = open_judge(self.judge)
-        raise_all(UndecidedError, list(self._judge_faults(judge)))
+        raise_all(UndecidedError, list(judge_faults(self, judge)))
         advance = studio.report.task("draw to balance", self.images_needed())
         maps: dict[tuple[Any, ...], TextMap] = {}
 
@@ -259,7 +251,7 @@ class DebiasConcepts(Pass):
 
     def _kept(self, words: Sequence[tuple[str, str]]) -> Iterator[tuple[list[tuple[str, str]], float]]:
         """Yield prompts that stay, each with its template, and what they weigh together."""
-        for explicit in self._explicit().values():
+        for explicit in self.explicit().values():
             if explicit and self.explicit_weight:
                 yield [(t, said) for t in self.templates for said in explicit], self.explicit_weight
         said = [value.words for values in self.values.values() for value in values]
@@ -273,16 +265,16 @@ class DebiasConcepts(Pass):
 
     def prompts(self, pipeline: Pipeline) -> tuple[str, ...]:
         """Every prompt whose text states are read; one call encodes them all."""
-        said = [text for _, text in self._texts()]
-        filled = [template.replace("{}", text) for template in self._all_templates for text in said]
-        filled += [template.replace("{}", text) for template, text in self._words(pipeline)]
+        said = [text for _, text in self.texts()]
+        filled = [template.replace("{}", text) for template in self.all_templates for text in said]
+        filled += [template.replace("{}", text) for template, text in self.words(pipeline)]
         return tuple(dict.fromkeys(["", *filled]))
 
     @property
-    def _all_templates(self) -> tuple[str, ...]:
+    def all_templates(self) -> tuple[str, ...]:
         return (*self.templates, *self.held_out)
 
-    def _explicit(self) -> dict[tuple[str, str], list[str]]:
+    def explicit(self) -> dict[tuple[str, str], list[str]]:
         """The prompts that say a value, for each concept and attribute."""
         return {
             (concept, name): [_said(value, concept) for value in values]
@@ -290,15 +282,15 @@ class DebiasConcepts(Pass):
             for name, values in self.values.items()
         }
 
-    def _words(self, pipeline: Pipeline) -> list[tuple[str, str]]:
+    def words(self, pipeline: Pipeline) -> list[tuple[str, str]]:
         """The words preserved for everything that nobody named, each with its template."""
         if self.method == "project":
             return []
-        said = tuple(text for _, text in self._texts())
+        said = tuple(text for _, text in self.texts())
         prompts = vocabulary_prompts(pipeline, self.vocabulary, without=said)
         return [(self.templates[i % len(self.templates)], prompt) for i, prompt in enumerate(prompts)]
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
+    def texts(self) -> Iterator[tuple[str, str]]:
         """Every text of the spec that prompts are made of, with its place."""
         for i, concept in enumerate(self.concepts):
             yield f"{self.name}.concepts.{i}", concept
@@ -309,197 +301,6 @@ class DebiasConcepts(Pass):
                 yield from ((place, _said(value, concept)) for concept in self.concepts)
         for i, text in enumerate(self.preserve):
             yield f"{self.name}.preserve.{i}", text
-
-    # -- faults ------------------------------------------------------------------------------------------
-
-    def _faults(self, pipeline: Pipeline) -> Iterator[Fault]:
-        for key, templates in (("templates", self.templates), ("held_out", self.held_out)):
-            for i, template in enumerate(templates):
-                if template.count("{}") != 1:
-                    place = f"{self.name}.{key}.{i}"
-                    yield Fault("E_DEBIAS_TEMPLATE", f"`{template}` must hold `{{}}` once", place)
-        twice = sorted(concept for concept in set(self.concepts) if self.concepts.count(concept) > 1)
-        for concept in twice:
-            yield Fault("E_DEBIAS_TWICE", f"`{concept}` is named twice", f"{self.name}.concepts")
-        for name, values in self.values.items():
-            for value in values:
-                if value.wording.count("{}") > 1 or not value.words:
-                    place = f"{self.name}.attributes.{name}.{value.answer}"
-                    message = f"`{value.wording}` must hold words, and `{{}}` at most once"
-                    yield Fault("E_DEBIAS_WORDING", message, place)
-        if not any(template.count("{}") != 1 for template in self._all_templates):
-            yield from wording_faults(pipeline, list(self._texts()), self._all_templates)
-
-    def _judge_faults(self, judge: Judge) -> Iterator[Fault]:
-        for name, values in self.values.items():
-            known = judge.answers.get(name, ())
-            for value in values:
-                if value.answer not in known:
-                    told = f"it tells apart {', '.join(known)}" if known else "it has no such question"
-                    message = f"the judge has no answer `{value.answer}` to `{name}`"
-                    yield Fault("E_JUDGE_LABEL", message, judge.name, told)
-
-    # -- evidence ----------------------------------------------------------------------------------------
-
-    def _rounds(self, subject: Subject, rounds: Sequence[Round]) -> Iterator[Evidence]:
-        """Say how far a concept was moved towards each value, and what every round saw."""
-        weights = weights_after(subject, rounds, self.step)
-        for i, answer in enumerate(subject.answers):
-            drawn = [
-                {
-                    "weight": decimal(one.weights[i]),
-                    "share": decimal(one.shares[i]),
-                    "interval": [decimal(bound) for bound in wilson(one.counts[i], one.images)],
-                    "images": one.images,
-                }
-                for one in rounds
-            ]
-            details = {"meaning": "weight of the value's words in the concept's states", "rounds": drawn}
-            name = f"{subject.concept}: {subject.question} {answer}"
-            yield self._statement("debias.weight", name, float(weights[i]), details)
-
-    def _statement(self, claim: str, subject: str, value: float, details: dict[str, Any]) -> Evidence:
-        return Evidence(
-            kind="static",
-            claim=claim,
-            subject=subject,
-            value=decimal(value),
-            produced_by=self.name,
-            details=details,
-        )
-
-
-@dataclass(frozen=True)
-class Solved:
-    """The maps by kind of text state, [D, D] each, and the rounds that led to them."""
-
-    maps: Mapping[str, Floats]
-    history: Mapping[Subject, list[Round]]
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What the pass computes, at the first use, once: all of its maps come from the same rounds."""
-
-    compute: Callable[[], Solved]
-    _kept: list[Solved] = field(default_factory=list, init=False, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
-
-    def solved(self) -> Solved:
-        with self._lock:
-            if not self._kept:
-                self._kept.append(self.compute())
-        return self._kept[0]
-
-
-@dataclass(frozen=True)
-class SolvedMap:
-    """One map of a solution as a tensor, [D, D]."""
-
-    solution: Solution
-    kind: str
-    width: int
-    dtype: np.dtype = field(default=np.dtype(np.float64), init=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.width, self.width)
-
-    def read(self) -> Array:
-        return np.ascontiguousarray(self.solution.solved().maps[self.kind])
-
-
-def solution_of(pipeline: Pipeline, by: str) -> Solved | None:
-    """Return what a pass of this name solved for a pipeline, None where its last edit is another's."""
-    for tensor in pipeline.tensors.values():
-        if isinstance(tensor, Edited) and tensor.by == by:
-            for source in tensor.sources:
-                if isinstance(source, SolvedMap):
-                    return source.solution.solved()
-    return None
-
-
-class _Observer:
-    """Measures, on the written matrices, what is left of an attribute and how far other states moved.
-
-    attribute = ||W' d|| / ||W d|| over differences d of two values, for `project`;
-    drift = ||W' p - W p|| / ||W p||, for the empty prompt, values' words and what is preserved.
-    """
-
-    def __init__(self, edit: DebiasConcepts, before: Pipeline, after: Pipeline) -> None:
-        self._edit, self._before = edit, before
-        patterns = [text.pattern for text in before.family.text_inputs if text.reads == "sequence"]
-        weights = [name for pattern in patterns for name in before.select("denoiser", pattern).names]
-        self._map = map_names(before)["sequence"]
-        has_map = self._map in after.tensors
-        self._names = frozenset([*weights, self._map] if has_map else weights)
-        width = text_width(before)
-        self._grams = Grams(width)
-        self._found, self._written = np.eye(width), np.eye(width)
-
-    @property
-    def names(self) -> frozenset[str]:
-        return self._names
-
-    def see(self, name: str, before: Array, written: Array) -> None:
-        if name == self._map:
-            self._written = written.astype(np.float64)
-            self._found = before.astype(np.float64) if before.size else self._found
-        else:
-            self._grams.add(before.astype(np.float64), written.astype(np.float64))
-
-    def evidence(self) -> list[Evidence]:
-        states = States(self._before, self._edit.prompts(self._before))
-        grams = self._grams.through(self._found, self._written)
-        return [*self._attributes(states, grams), *self._drifts(states, grams)]
-
-    def _attributes(self, states: States, grams: Grams) -> Iterator[Evidence]:
-        """What is left of each attribute in the prompts that say its values, templates apart and held out."""
-        if self._edit.method != "project":
-            return
-        sets = {"debias.attribute": self._edit.templates, "debias.held_out": self._edit.held_out}
-        for (concept, name), explicit in self._edit._explicit().items():
-            for claim, templates in sets.items():
-                groups = [[states.rows(t, said) for said in explicit] for t in templates]
-                gaps = [rows - group[0] for group in _aligned(groups) for rows in group[1:]]
-                if gaps:
-                    left = _left(grams, np.concatenate(gaps))
-                    limit = self._edit.attribute_at_most if claim == "debias.attribute" else None
-                    yield self._judged(claim, f"{concept}: {name}", left, limit, len(gaps))
-
-    def _drifts(self, states: States, grams: Grams) -> Iterator[Evidence]:
-        limit = self._edit.drift_at_most
-        yield self._judged("keep.drift", "the empty prompt", _drift(grams, states.whole("")), limit, 1)
-        for text in self._edit.preserve:
-            value = max(_drift(grams, states.rows(t, text)) for t in self._edit.templates)
-            yield self._judged("keep.drift", text, value, limit, len(self._edit.templates))
-        if self._edit.method == "balance":
-            drifts = [_drift(grams, states.rows(t, w)) for t, w in self._edit._words(self._before)]
-            if drifts:
-                high, subject = float(np.quantile(drifts, 0.95)), f"{len(drifts)} words of the vocabulary"
-                yield self._judged("keep.drift_p95", subject, high, limit, len(drifts))
-
-    def _judged(self, claim: str, subject: str, value: float, limit: str | None, count: int) -> Evidence:
-        return Evidence(
-            kind="static",
-            claim=claim,
-            subject=subject,
-            value=decimal(value),
-            comparator=None if limit is None else "at_most",
-            limit=limit,
-            passed=None if limit is None else value <= float(limit),
-            count=count,
-            produced_by=self._edit.name,
-        )
-
-
-def _drift(grams: Grams, rows: Floats) -> float:
-    return float(np.sqrt(grams.squares(rows, rows).sum() / grams.squares_before(rows).sum()))
-
-
-def _left(grams: Grams, gaps: Floats) -> float:
-    zero = np.zeros_like(gaps)
-    return float(np.sqrt(grams.squares(gaps, zero).sum() / grams.squares_before(gaps).sum()))
 
 
 def _kinds(pipeline: Pipeline) -> tuple[str, ...]:
@@ -517,13 +318,6 @@ def _as_map(maps: Mapping[str, Floats]) -> TextMap:
         for kind, matrix in maps.items()
     }
     return TextMap(found["sequence"], found.get("pooled"))
-
-
-def _aligned(groups: Sequence[Sequence[Floats]]) -> Iterator[list[Floats]]:
-    """Yield the rows of each group's values cut to the shortest: they end in the same padding."""
-    for group in groups:
-        shortest = min(len(rows) for rows in group)
-        yield [rows[:shortest] for rows in group]
 
 
 def _grouped(attributes: Sequence[Sequence[Floats]]) -> tuple[Floats, Floats]:

@@ -56,7 +56,7 @@ class Adapter:
         """Return the adapter's part in each tensor, those of strength 0 included.
 
         Raises:
-            InputError: with every fault of the file and of the weights.
+            InputError: with every fault of the file's headers and of the weights.
         """
         config = self.config.path if self.config else None
         changes = read_adapter(self.path.path, config, pipeline, self.component)
@@ -98,8 +98,8 @@ class MergeAdapters(Pass):
     Each weight becomes W + sum of m s B A over the adapters, with m the strength and s = alpha / r
     (alpha / sqrt(r) with rslora). m is the adapter's weight, or that of the text encoder, times the
     factor of the block. Changes are summed in float64 and cast once, in an order that does not depend
-    on the spec's. A strength of 0 leaves the very same tensors. Every adapter is read once while the
-    pass runs, to find all of its faults before a build starts.
+    on the spec's. A strength of 0 leaves the very same tensors. All faults that headers tell come
+    before a build starts; a factor that is not finite stops it where it is read.
 
     Source: Hu et al., LoRA, 2106.09685, eq. (3); Kalajdzievski, rsLoRA, 2312.03732, eq. (4).
     Limits: LoRA of linear and convolutional layers, with or without a Tucker core, LoHa and LoKr, as

@@ -1,0 +1,147 @@
+"""What a debiasing edit did: what its rounds saw, and how far states moved in the matrices as written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..compiler.ir import Pipeline
+from ..compiler.tensors import Array
+from ..compiler.text.encode import text_width
+from ..compiler.text.low_rank import Floats
+from ..compiler.text.text_map import map_names
+from ..runtime.statistics import decimal, wilson
+from ..specs.manifest import Evidence
+from ._attributes import States, aligned
+from ._balance import Round, Subject, weights_after
+from ._closed_form import Grams
+from ._solution import Solved
+
+if TYPE_CHECKING:
+    from .debias_concepts import DebiasConcepts
+
+
+def statements_of(edit: DebiasConcepts, solved: Solved) -> list[Evidence]:
+    """Return how far the map is from the identity, and every round that led to it."""
+    text_map = solved.maps["sequence"]
+    change = float(np.linalg.norm(text_map - np.eye(len(text_map))) / np.sqrt(len(text_map)))
+    found = [_statement(edit, "debias.change", "text map", change, {"meaning": "||A - I|| / sqrt(D)"})]
+    return found + [
+        evidence for subject, rounds in solved.history.items() for evidence in _rounds(edit, subject, rounds)
+    ]
+
+
+def _rounds(edit: DebiasConcepts, subject: Subject, rounds: Sequence[Round]) -> Iterator[Evidence]:
+    """Say how far a concept was moved towards each value, and what every round saw."""
+    weights = weights_after(subject, rounds, edit.step)
+    for i, answer in enumerate(subject.answers):
+        drawn = [
+            {
+                "weight": decimal(one.weights[i]),
+                "share": decimal(one.shares[i]),
+                "interval": [decimal(bound) for bound in wilson(one.counts[i], one.images)],
+                "images": one.images,
+            }
+            for one in rounds
+        ]
+        details = {"meaning": "weight of the value's words in the concept's states", "rounds": drawn}
+        name = f"{subject.concept}: {subject.question} {answer}"
+        yield _statement(edit, "debias.weight", name, float(weights[i]), details)
+
+
+def _statement(
+    edit: DebiasConcepts, claim: str, subject: str, value: float, details: dict[str, Any]
+) -> Evidence:
+    return Evidence(
+        kind="static",
+        claim=claim,
+        subject=subject,
+        value=decimal(value),
+        produced_by=edit.name,
+        details=details,
+    )
+
+
+class DebiasEvidence:
+    """Measures, on the written matrices, what is left of an attribute and how far other states moved.
+
+    attribute = ||W' d|| / ||W d|| over differences d of two values, for `project`;
+    drift = ||W' p - W p|| / ||W p||, for the empty prompt, values' words and what is preserved.
+    """
+
+    def __init__(self, edit: DebiasConcepts, before: Pipeline, after: Pipeline) -> None:
+        self._edit, self._before = edit, before
+        patterns = [text.pattern for text in before.family.text_inputs if text.reads == "sequence"]
+        weights = [name for pattern in patterns for name in before.select("denoiser", pattern).names]
+        self._map = map_names(before)["sequence"]
+        has_map = self._map in after.tensors
+        self._names = frozenset([*weights, self._map] if has_map else weights)
+        width = text_width(before)
+        self._grams = Grams(width)
+        self._found, self._written = np.eye(width), np.eye(width)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self._names
+
+    def see(self, name: str, before: Array, written: Array) -> None:
+        if name == self._map:
+            self._written = written.astype(np.float64)
+            self._found = before.astype(np.float64) if before.size else self._found
+        else:
+            self._grams.add(before.astype(np.float64), written.astype(np.float64))
+
+    def evidence(self) -> list[Evidence]:
+        states = States(self._before, self._edit.prompts(self._before))
+        grams = self._grams.through(self._found, self._written)
+        return [*self._attributes(states, grams), *self._drifts(states, grams)]
+
+    def _attributes(self, states: States, grams: Grams) -> Iterator[Evidence]:
+        """What is left of each attribute in the prompts that say its values, templates apart and held out."""
+        if self._edit.method != "project":
+            return
+        sets = {"debias.attribute": self._edit.templates, "debias.held_out": self._edit.held_out}
+        for (concept, name), explicit in self._edit.explicit().items():
+            for claim, templates in sets.items():
+                groups = [[states.rows(t, said) for said in explicit] for t in templates]
+                gaps = [rows - group[0] for group in aligned(groups) for rows in group[1:]]
+                if gaps:
+                    left = _left(grams, np.concatenate(gaps))
+                    limit = self._edit.attribute_at_most if claim == "debias.attribute" else None
+                    yield self._judged(claim, f"{concept}: {name}", left, limit, len(gaps))
+
+    def _drifts(self, states: States, grams: Grams) -> Iterator[Evidence]:
+        limit = self._edit.drift_at_most
+        yield self._judged("keep.drift", "the empty prompt", _drift(grams, states.whole("")), limit, 1)
+        for text in self._edit.preserve:
+            value = max(_drift(grams, states.rows(t, text)) for t in self._edit.templates)
+            yield self._judged("keep.drift", text, value, limit, len(self._edit.templates))
+        if self._edit.method == "balance":
+            drifts = [_drift(grams, states.rows(t, w)) for t, w in self._edit.words(self._before)]
+            if drifts:
+                high, subject = float(np.quantile(drifts, 0.95)), f"{len(drifts)} words of the vocabulary"
+                yield self._judged("keep.drift_p95", subject, high, limit, len(drifts))
+
+    def _judged(self, claim: str, subject: str, value: float, limit: str | None, count: int) -> Evidence:
+        return Evidence(
+            kind="static",
+            claim=claim,
+            subject=subject,
+            value=decimal(value),
+            comparator=None if limit is None else "at_most",
+            limit=limit,
+            passed=None if limit is None else value <= float(limit),
+            count=count,
+            produced_by=self._edit.name,
+        )
+
+
+def _drift(grams: Grams, rows: Floats) -> float:
+    return float(np.sqrt(grams.squares(rows, rows).sum() / grams.squares_before(rows).sum()))
+
+
+def _left(grams: Grams, gaps: Floats) -> float:
+    zero = np.zeros_like(gaps)
+    return float(np.sqrt(grams.squares(gaps, zero).sum() / grams.squares_before(gaps).sum()))

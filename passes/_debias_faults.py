@@ -1,0 +1,45 @@
+"""Everything that can be wrong with the block of a debiasing edit, told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..compiler.ir import Pipeline
+from ..runtime.judges import Judge
+from ..specs.errors import Fault
+from ._attributes import wording_faults
+
+if TYPE_CHECKING:
+    from .debias_concepts import DebiasConcepts
+
+
+def faults_of(edit: DebiasConcepts, pipeline: Pipeline) -> Iterator[Fault]:
+    """Yield every fault of the block; only configs and tokenizers are read."""
+    for key, templates in (("templates", edit.templates), ("held_out", edit.held_out)):
+        for i, template in enumerate(templates):
+            if template.count("{}") != 1:
+                place = f"{edit.name}.{key}.{i}"
+                yield Fault("E_DEBIAS_TEMPLATE", f"`{template}` must hold `{{}}` once", place)
+    twice = sorted(concept for concept in set(edit.concepts) if edit.concepts.count(concept) > 1)
+    for concept in twice:
+        yield Fault("E_DEBIAS_TWICE", f"`{concept}` is named twice", f"{edit.name}.concepts")
+    for name, values in edit.values.items():
+        for value in values:
+            if value.wording.count("{}") > 1 or not value.words:
+                place = f"{edit.name}.attributes.{name}.{value.answer}"
+                message = f"`{value.wording}` must hold words, and `{{}}` at most once"
+                yield Fault("E_DEBIAS_WORDING", message, place)
+    if not any(template.count("{}") != 1 for template in edit.all_templates):
+        yield from wording_faults(pipeline, list(edit.texts()), edit.all_templates)
+
+
+def judge_faults(edit: DebiasConcepts, judge: Judge) -> Iterator[Fault]:
+    """Yield each value that the judge cannot name."""
+    for name, values in edit.values.items():
+        known = judge.answers.get(name, ())
+        for value in values:
+            if value.answer not in known:
+                told = f"it tells apart {', '.join(known)}" if known else "it has no such question"
+                message = f"the judge has no answer `{value.answer}` to `{name}`"
+                yield Fault("E_JUDGE_LABEL", message, judge.name, told)
