@@ -45,7 +45,9 @@ def test_a_model_is_told_by_its_headers(
     assert [part["name"] for part in found["parts"]] == ["text_encoder", "unet", "vae"]
     assert found["bytes"] == sum(part["bytes"] for part in found["parts"])
     assert found["pixels"] == [64, 64]
-    assert "UNet2DConditionModel" in text(capsys, "demo")
+    shown = text(capsys, "demo")
+    assert "UNet2DConditionModel" in shown
+    assert "  prediction  epsilon\n" in shown
 
 
 def test_sdxl_has_two_text_encoders(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +74,27 @@ def test_a_single_file_of_sdxls_true_size_and_an_adapter_for_it(
     (row,) = inspect(capsys, tmp_path / "lora.safetensors", "--base", file)["changes"]
     assert (row["block"], row["modules"], row["ratio"]) == ("unet.down_blocks.1", 1, None)
     assert row["change"] == pytest.approx(2 * np.sqrt(640 * 2048))
+
+
+def test_what_a_file_does_not_say_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = hollow_pipeline("stable-diffusion-2-1")
+    file = write_hollow(model, tmp_path / "v2.safetensors")
+    found = inspect(capsys, file)
+    assert (found["family"], found["prediction"], found["pixels"]) == ("stable_diffusion", "not said", None)
+    assert "add `prediction: epsilon`" in found["notes"][-1]
+    shown = text(capsys, file)
+    assert "  prediction  not said\n" in shown
+    assert "size not said" in shown
+    save_file(load_file(KOHYA), tmp_path / "lora.safetensors")
+    assert inspect(capsys, tmp_path / "lora.safetensors", "--base", file)["supported"] is False
+
+
+def test_a_model_of_a_hub_is_not_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["owner/name"], [KOHYA, "--base", "owner/name"]):
+        (fault,) = inspect(capsys, *arguments, code=2)["faults"]
+        assert (fault["code"], fault["where"]) == ("E_SOURCE", "owner/name")
+        assert "fetches nothing" in fault["message"]
+        assert "revision: COMMIT" in fault["hint"]
 
 
 CARDS = {

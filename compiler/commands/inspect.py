@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...runtime.console import json_option, one_line, print_result
-from ...specs.errors import InputError
+from ...specs.errors import Fault, InputError, SpecError
 from ...specs.schema import Source
 from ..adapters.describing import describe, is_adapter
 from ..adapters.effects import effects
@@ -22,7 +22,7 @@ from ..adapters.reading import read_adapter
 from ..describing import describe_model
 from ..headers import read_header
 from ..ir import Pipeline
-from ..load import BUILT_IN_MODELS, open_source
+from ..load import BUILT_IN_MODELS, HUB_ID, open_source
 from .plan import size
 
 # Models carry no sampling of their own; opening one asks for some.
@@ -30,6 +30,7 @@ SAMPLER, STEPS = "dpmpp_2m", 20
 # What libraries call the one adapter of a folder.
 ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 PEFT_CONFIG = "adapter_config.json"
+NOT_SAID = "not said"
 Row = tuple[str, ...]
 
 
@@ -52,7 +53,7 @@ def command(path: str, base: str | None, config: Path | None, component: str | N
         hint = f"an artefact of retouch: `retouch verify {path}` says whether it is whole and what it claims"
         print_result({"kind": "artefact", "path": path}, f"{path}: {hint}", as_json)
     elif file is None:
-        value = {"kind": "model", "path": path, **describe_model(_open(path), place)}
+        value = {"kind": "model", "path": path, **_model(path, place)}
         print_result(value, _model_text(value), as_json)
     else:
         beside = config or (file.parent / PEFT_CONFIG if (file.parent / PEFT_CONFIG).is_file() else None)
@@ -68,8 +69,39 @@ def _adapter_file(place: Path) -> Path | None:
     return place if place.is_file() and is_adapter(read_header(place)) else None
 
 
-def _open(model: str) -> Pipeline:
-    return open_source(Source(model=model), Path(), SAMPLER, STEPS)
+def _model(path: str, place: Path) -> dict[str, Any]:
+    """Return what a model is; what a file leaves unsaid goes with its size in pixels, which hang together."""
+    pipeline, unsaid = _open(path)
+    value = describe_model(pipeline, place)
+    if unsaid is None:
+        return value
+    note = f"{unsaid.message}; {unsaid.hint}"
+    return {**value, "prediction": NOT_SAID, "pixels": None, "notes": [*value["notes"], note]}
+
+
+def _open(model: str) -> tuple[Pipeline, Fault | None]:
+    """Open a model that is here, and return it with what its file leaves unsaid.
+
+    Raises:
+        SpecError: it is not here: only a spec fetches.
+        InputError: it cannot be read as what it is.
+    """
+    if model not in BUILT_IN_MODELS and not Path(model).exists() and HUB_ID.fullmatch(model):
+        message = f"`{model}`: no file or folder, and `inspect` fetches nothing"
+        pinned = f"`source: {{model: {model}, revision: COMMIT}}`"
+        hint = f"a spec fetches a hub's model: {pinned}; `retouch plan` then says what it is"
+        raise SpecError(Fault("E_SOURCE", message, model, hint))
+    try:
+        return _opened(Source(model=model)), None
+    except InputError as error:
+        if [fault.code for fault in error.faults] != ["E_PREDICTION"]:
+            raise
+        # Any will do: what the versions' tensors and parts are does not hang on it.
+        return _opened(Source(model=model, prediction="epsilon")), error.faults[0]
+
+
+def _opened(source: Source) -> Pipeline:
+    return open_source(source, Path(), SAMPLER, STEPS)
 
 
 def _adapter(file: Path, config: Path | None, base: str | None, component: str | None) -> dict[str, Any]:
@@ -78,27 +110,24 @@ def _adapter(file: Path, config: Path | None, base: str | None, component: str |
     value = found.as_json()
     reasons, changed = found.reasons, None
     if base is not None:
-        pipeline = _open(base)
+        pipeline, _ = _open(base)
         try:
-            changes = read_adapter(file, config, pipeline, component)
+            found_effects = effects(read_adapter(file, config, pipeline, component), pipeline)
+            changed = [{**asdict(effect), "ratio": effect.ratio} for effect in found_effects]
         except InputError as error:
             reasons = [str(fault) for fault in error.faults]
-        else:
-            changed = [{**asdict(effect), "ratio": effect.ratio} for effect in effects(changes, pipeline)]
     return {**value, "reasons": reasons, "supported": not reasons, "base": base, "changes": changed}
 
 
 def _model_text(value: Mapping[str, Any]) -> str:
-    height, width = value["pixels"]
+    pixels = " x ".join(map(str, value["pixels"])) if value["pixels"] else f"size {NOT_SAID}"
     terminal = ", zero terminal SNR" if value["zero_terminal_snr"] else ""
     facts = [
-        ("family", f"{value['title']} ({value['task'].replace('_', ' ')}), {height} x {width}"),
-        (
-            "scheduler",
-            f"{value['scheduler']}, predicts {value['prediction']}, {value['timesteps']} steps{terminal}",
-        ),
+        ("family", f"{value['title']} ({value['task'].replace('_', ' ')}), {pixels}"),
+        ("scheduler", f"{value['scheduler']}, {value['timesteps']} steps{terminal}"),
+        ("prediction", value["prediction"]),
         ("size", size(value["bytes"])),
-        ("license", "; ".join(f"{key}: {said}" for key, said in value["license"].items()) or "not said"),
+        ("license", "; ".join(f"{key}: {said}" for key, said in value["license"].items()) or NOT_SAID),
         *(("note", note) for note in value["notes"]),
     ]
     rows = [
