@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from retouch.compiler.adapters.kinds import REFUSED
 from retouch.compiler.adapters.reading import read_adapter
+from retouch.compiler.tensors import Array, Stored
 from retouch.specs.errors import Fault, InputError, RetouchError
 
 from .passes import open_tiny
@@ -81,11 +82,10 @@ BROKEN: dict[str, tuple[dict[str, np.ndarray | None], str, str]] = {
     "alpha 0": ({f"{STEM}.alpha": np.array(0.0, np.float32)}, "E_ADAPTER_CONFIG", "alpha is 0"),
     "alpha infinite": (
         {f"{STEM}.alpha": np.array(np.inf, np.float32)},
-        "E_ADAPTER_CONFIG",
-        "no finite number",
+        "E_NOT_FINITE",
+        "not finite",
     ),
-    "alphas": ({f"{STEM}.alpha": np.ones(2, np.float32)}, "E_ADAPTER_CONFIG", "no finite number"),
-    "NaN": ({f"{STEM}.lora_up.weight": np.full((16, 2), np.nan, np.float32)}, "E_ADAPTER_NUMBER", "lora_up"),
+    "alphas": ({f"{STEM}.alpha": np.ones(2, np.float32)}, "E_ADAPTER_CONFIG", "no number but an array [2]"),
     "integers": ({f"{STEM}.lora_up.weight": np.ones((16, 2), np.int8)}, "E_ADAPTER_NUMBER", "lora_up"),
     "an unknown part": (
         {f"{STEM}.scalar": np.ones(1, np.float32)},
@@ -109,12 +109,49 @@ def test_a_broken_file_is_told_what_is_wrong(case: str, tmp_path: Path) -> None:
     assert said in found[0].message
 
 
+def test_only_headers_and_alphas_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Stored.read
+
+    def read_one(tensor: Stored) -> Array:
+        assert tensor.shape == ()
+        return read(tensor)
+
+    monkeypatch.setattr(Stored, "read", read_one)
+    assert _faults(GOOD, tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_factor_that_is_not_finite_is_told_by_its_key_when_it_is_read(
+    number: float, tmp_path: Path
+) -> None:
+    key = f"{STEM}.lora_up.weight"
+    assert _faults({**GOOD, key: np.full((16, 2), number, np.float32)}, tmp_path) == []
+    (change,) = read_adapter(tmp_path / "a.safetensors", None, open_tiny())
+    with pytest.raises(InputError) as caught:
+        change.delta()
+    (fault,) = caught.value.faults
+    assert (fault.code, fault.where) == ("E_NOT_FINITE", f"{tmp_path / 'a.safetensors'}: {key}")
+
+
+def test_two_keys_for_one_part_must_hold_the_same(tmp_path: Path) -> None:
+    one, other = f"{STEM}.lora_up.weight", f"{STEM}.lora_B.weight"
+    assert _faults({**GOOD, other: GOOD[one]}, tmp_path) == []
+    (change,) = read_adapter(tmp_path / "a.safetensors", None, open_tiny())
+    assert np.array_equal(change.delta(), np.full((16, 16), 0.125))
+    assert _faults({**GOOD, other: 2 * GOOD[one]}, tmp_path) == []
+    (change,) = read_adapter(tmp_path / "a.safetensors", None, open_tiny())
+    with pytest.raises(InputError, match="gives the same part other values"):
+        change.delta()
+    (fault,) = _faults({**GOOD, other: GOOD[one].astype(np.float16)}, tmp_path)
+    assert fault.code == "E_ADAPTER_TWICE"
+
+
 def test_all_that_is_wrong_comes_at_once(tmp_path: Path) -> None:
     other = "lora_te_text_model_encoder_layers_0_mlp_fc1"
     tensors = {
         **GOOD,
         f"{STEM}.dora_scale": np.ones((16, 1), np.float32),
-        f"{other}.lora_down.weight": np.full((2, 32), np.inf, np.float32),
+        f"{other}.lora_down.weight": np.ones((2, 32), np.int16),
         f"{other}.alpha": np.ones(3, np.float32),
         "lora_unet_nowhere.alpha": np.ones(1, np.float32),
         "lora_unet_nobody.alpha": np.ones(1, np.float32),
@@ -269,5 +306,9 @@ def _read_or_refuse(content: bytes, folder: Path) -> None:
         changes = read_adapter(file, None, open_tiny())
     except RetouchError as error:
         assert error.faults
-    else:
-        assert all(np.isfinite(change.delta()).all() for change in changes)
+        return
+    for change in changes:
+        try:
+            assert np.isfinite(change.delta()).all()
+        except InputError as error:
+            assert [fault.code for fault in error.faults] == ["E_NOT_FINITE"]

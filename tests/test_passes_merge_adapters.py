@@ -1,5 +1,6 @@
 """Merged weights act as PEFT's runtime does, whatever library saved the adapter; nothing is guessed."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,8 +15,10 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
+from retouch.compiler.build import Options, build
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.load import BUILT_IN_MODELS, load_pipeline
+from retouch.compiler.plan import make_plan
 from retouch.specs.errors import InputError
 
 from .passes import make, open_tiny, style, tiny_folder
@@ -149,11 +152,11 @@ def test_every_fault_of_every_file_is_told_at_once(tmp_path: Path) -> None:
     weights = style(open_tiny())
     keys = sorted(weights)
     weights[keys[0]] = weights[keys[0]][:, :-1].copy()
-    weights[keys[2]] = np.full_like(weights[keys[2]], np.nan)
+    weights[keys[2]] = weights[keys[2]].astype(np.int16)
     del weights[keys[5]]
     weights["unet.nowhere.lora_A.weight"] = np.zeros((2, 2), np.float32)
     weights["unet.conv_in.dora_scale"] = np.zeros((2, 2), np.float32)
-    weights[keys[6].replace("lora_A.", "lora_A.default.")] = 2 * weights[keys[6]]
+    weights[keys[6].replace("lora_A.", "lora_A.default.")] = weights[keys[6]].astype(np.float16)
     save_file(weights, tmp_path / "bad.safetensors")
     adapters = [{"path": "bad.safetensors"}, {"path": "missing.safetensors"}]
     with pytest.raises(InputError) as caught:
@@ -166,6 +169,31 @@ def test_every_fault_of_every_file_is_told_at_once(tmp_path: Path) -> None:
         "E_ADAPTER_UNMATCHED",
         "E_ADAPTER_UNPAIRED",
         "E_FILE",
+    ]
+
+
+def test_a_factor_that_is_not_finite_is_planned_and_stops_the_build(tmp_path: Path) -> None:
+    weights = style(open_tiny())
+    key = sorted(weights)[2]
+    weights[key] = np.full_like(weights[key], np.nan)
+    save_file(weights, tmp_path / "bad.safetensors")
+    spec = {
+        "schema": 1,
+        "name": "broken",
+        "version": "1",
+        "source": {"model": str(tiny_folder())},
+        "edits": [{"merge_adapters": {"adapters": [{"path": "bad.safetensors"}]}}],
+        "emit": [{"single_file": {}}],
+    }
+    (tmp_path / "edit.yaml").write_text(json.dumps(spec))
+    plan = make_plan(tmp_path / "edit.yaml")
+    with pytest.raises(InputError) as caught:
+        build(plan, tmp_path / "out", Options(cache=tmp_path / "cache"))
+    (fault,) = caught.value.faults
+    assert (fault.code, fault.where) == ("E_NOT_FINITE", f"{tmp_path / 'bad.safetensors'}: {key}")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [
+        "bad.safetensors",
+        "edit.yaml",
     ]
 
 

@@ -1,12 +1,14 @@
 """What does an adapter file change in a pipeline? All of it is found, or every fault of the file is told.
 
 A key that no spelling leads to is a fault, and so is a change without its other half, a shape that does
-not fit, a number that is not finite, and all that is another kind of adapter.
+not fit, and all that is another kind of adapter. Headers and alphas say so, one number a module; what only
+the factors can say, that a number is not finite, is told when they are read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,49 @@ import numpy as np
 from ...specs.errors import Fault, InputError, raise_all
 from ..headers import Header, read_header
 from ..ir import Pipeline
-from ..tensors import Stored, widen
+from ..tensors import Array, Stored, Tensor, is_finite, widen
 from .kinds import Floats, Form, form_of, refusal, title
 from .scaling import Settings, Strength, read_settings
 from .spellings import Place, Table, dotted, split, table_of
 
-Parts = dict[str, Stored]
+
+@dataclass(frozen=True)
+class Factor:
+    """One tensor of an adapter file; what headers cannot tell of it is checked when it is read.
+
+    `twins` are other keys of the file for the same part: some files hold each module twice, under both of
+    its kohya names.
+    """
+
+    key: str
+    stored: Stored
+    twins: tuple["Factor", ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    def read(self) -> Array:
+        """Return the elements.
+
+        Raises:
+            InputError: one is not finite, or a twin holds others.
+        """
+        found = self.stored.read()
+        if not is_finite(found):
+            message = "not finite: the adapter holds NaN or infinity"
+            hint = "get another copy: its training may have failed"
+            raise InputError(Fault("E_NOT_FINITE", message, f"{self.stored.file}: {self.key}", hint))
+        other = [twin for twin in self.twins if twin.stored.read().tobytes() != found.tobytes()]
+        raise_all(InputError, [_twice(f"{twin.stored.file}: {twin.key}") for twin in other])
+        return found
+
+
+Parts = dict[str, Factor]
 
 
 @dataclass(frozen=True)
@@ -29,11 +68,15 @@ class Change:
     place: Place
     layout: str
     form: Form
-    parts: tuple[Stored, ...]
+    parts: tuple[Factor, ...]
     strength: Strength
 
     def delta(self, times: float = 1.0) -> Floats:
-        """Read the parts and return the change in the weight's shape, as the file means it, `times` over."""
+        """Read the parts and return the change in the weight's shape, as the file means it, `times` over.
+
+        Raises:
+            InputError: a factor holds what is no finite number, or two keys for it differ.
+        """
         read = [widen(part.read()) for part in self.parts]
         return self.form.delta(self.place.shape, read, times * self.strength.scale)
 
@@ -47,7 +90,7 @@ def read_adapter(
     models of the pipeline have the same names.
 
     Raises:
-        InputError: with every fault of the file.
+        InputError: with every fault of the file that headers and alphas tell.
     """
     header = read_header(file)
     if component is not None and component not in pipeline.components:
@@ -102,16 +145,18 @@ def _grouped(header: Header, table: Table) -> _Grouped:
         else:
             place = next(iter(spelling.places))
             found.layouts[place] = spelling.layout
-            if _differs(found.parts.setdefault(place, {}).setdefault(part, tensor), tensor):
+            parts = found.parts.setdefault(place, {})
+            factor = Factor(key, tensor)
+            first = parts.setdefault(part, factor)
+            if (first.dtype, first.shape) != (factor.dtype, factor.shape):
                 found.twice.append(key)
+            elif first is not factor:
+                parts[part] = replace(first, twins=(*first.twins, factor))
     return found
 
 
-def _differs(one: Stored, other: Stored) -> bool:
-    """Whether two tensors differ. Some files hold each module twice, under both of its kohya names."""
-    return one is not other and (
-        (one.dtype, one.shape) != (other.dtype, other.shape) or one.read().tobytes() != other.read().tobytes()
-    )
+def _twice(where: str) -> Fault:
+    return Fault("E_ADAPTER_TWICE", "another key gives the same part other values", where)
 
 
 def _key_faults(found: _Grouped, pipeline: Pipeline, file: str) -> Iterator[Fault]:
@@ -122,7 +167,7 @@ def _key_faults(found: _Grouped, pipeline: Pipeline, file: str) -> Iterator[Faul
         hint = "say whose modules the file means: `component: " + places[0].component + "`"
         yield Fault("E_ADAPTER_AMBIGUOUS", f"the name may mean {meant}", f"{file}: {_some(keys)}", hint)
     for key in found.twice:
-        yield Fault("E_ADAPTER_TWICE", "another key gives the same part other values", f"{file}: {key}")
+        yield _twice(f"{file}: {key}")
     if found.unknown and not found.parts and not found.ambiguous:
         names = [key for keys in found.unknown.values() for key in keys]
         message = f"no key of the file names a module of this model ({pipeline.family.title})"
@@ -161,17 +206,20 @@ def _fault(code: str, where: str) -> Iterator[None]:
         raise InputError(Fault(code, str(problem), where)) from problem
 
 
-def stored_alpha(parts: Mapping[str, Stored]) -> float | None:
+def stored_alpha(parts: Mapping[str, Tensor]) -> float | None:
     """Return the alpha that stands beside the factors. Raises ValueError where it is not one number."""
     if "alpha" not in parts:
         return None
-    value = np.asarray(widen(parts["alpha"].read()), np.float64)
-    if value.size != 1 or not np.isfinite(value).all():
-        raise ValueError(f"alpha is no finite number but {list(value.shape)} of them")
+    held = parts["alpha"]
+    if prod(held.shape) != 1:
+        raise ValueError(f"alpha is no number but an array {list(held.shape)}")
+    value = np.asarray(widen(held.read()), np.float64)
+    if not np.isfinite(value).all():
+        raise ValueError("alpha is no finite number")
     return value.item()
 
 
-def _number_faults(parts: Mapping[str, Stored], where: str) -> Iterator[Fault]:
-    for part, tensor in parts.items():
-        if part != "alpha" and (tensor.dtype.kind in "iub" or not np.isfinite(tensor.read()).all()):
-            yield Fault("E_ADAPTER_NUMBER", f"{title(part)} holds what is no finite number", where)
+def _number_faults(parts: Parts, where: str) -> Iterator[Fault]:
+    for part, factor in parts.items():
+        if part != "alpha" and factor.dtype.kind in "iub":
+            yield Fault("E_ADAPTER_NUMBER", f"{title(part)} holds {factor.dtype.name}, no fractions", where)
