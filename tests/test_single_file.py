@@ -377,6 +377,24 @@ def test_a_tensor_that_is_missing_or_misshapen_stops_with_all_of_them(
     assert all(name in str(caught.value) for name in (fused, flat, "out.2.weight"))
 
 
+def test_shapes_that_the_configs_do_not_describe_stop_before_anything_is_written(
+    folders: dict[str, Path], files: dict[str, Path], skeletons: Path, tmp_path: Path
+) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.diffusion_model.time_embed.0.weight"] = np.ones((33, 8), np.float32)
+        tensors["first_stage_model.decoder.conv_out.bias"] = np.ones(4, np.float32)
+
+    file = altered(files["sd1"], tmp_path / "x.safetensors", change)
+    pipeline = open_file(file, folders["sd1"])
+    with pytest.raises(InputError) as caught:
+        emit(Onnx(), pipeline, tmp_path / "out", skeletons)
+    assert [(fault.code, fault.where) for fault in caught.value.faults] == [
+        ("E_TENSOR_SHAPE", "unet.time_embedding.linear_1.weight"),
+        ("E_TENSOR_SHAPE", "vae.decoder.conv_out.bias"),
+    ]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def said(file: Path, **keys: Any) -> tuple[str, bool, int]:
     """Return what a file of true size is taken to predict, whether with zero SNR, and its latent size."""
     pipeline = open_file(file, None, **keys)

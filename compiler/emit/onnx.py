@@ -61,11 +61,12 @@ class Onnx(Emitter):
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         self._check(pipeline)
         graphs = [(each, self._skeleton(pipeline, each, job.cache)) for each in interfaces(pipeline)]
+        bound = bind_all(pipeline, graphs)
         place, suffix = self._place(folder, graphs, job)
         writing = WritePass(pipeline, job, self.name)
         records = [
-            self._write_graph(writing, interface, skeleton, place / interface.folder, suffix, folder)
-            for interface, skeleton in graphs
+            self._write_graph(writing, *graph, entries, place / graph[0].folder, suffix, folder)
+            for graph, entries in zip(graphs, bound, strict=True)
         ]
         writing.finish()
         if not suffix:
@@ -132,13 +133,14 @@ class Onnx(Emitter):
         writing: WritePass,
         interface: Interface,
         skeleton: Skeleton,
+        bound: Sequence[Entry],
         place: Path,
         suffix: str,
         root: Path,
     ) -> ComponentRecord:
         """Write one graph's folder: the skeleton as it is, the data file, and the config."""
         place.mkdir(exist_ok=bool(suffix))
-        entries = bind(writing.pipeline, interface, skeleton)
+        entries = list(bound)
         (place / f"model{suffix}.onnx").write_bytes(skeleton.graph)
         for size in self.sizes if interface.component.role != "text" else ():
             graph = self._skeleton(writing.pipeline, interface, writing.job.cache, size).graph
@@ -228,6 +230,22 @@ def _write_rest(pipeline: Pipeline, place: Path) -> None:
     write_layout(pipeline, place)
     table = pipeline.sampling.table().model_dump(mode="json", by_alias=True)
     (place / "sampling.json").write_bytes(canonical(table) + b"\n")
+
+
+def bind_all(pipeline: Pipeline, graphs: Iterable[tuple[Interface, Skeleton]]) -> list[list[Entry]]:
+    """Return the tensors that each graph refers to; a model that its configs do not describe stops here.
+
+    Raises:
+        InputError: tensors are missing or have another shape than the config says; all of all graphs.
+    """
+    entries, faults = [], []
+    for interface, skeleton in graphs:
+        try:
+            entries.append(bind(pipeline, interface, skeleton))
+        except InputError as error:
+            faults += [fault for fault in error.faults if fault not in faults]
+    raise_all(InputError, faults)
+    return entries
 
 
 def bind(pipeline: Pipeline, interface: Interface, skeleton: Skeleton) -> list[Entry]:
