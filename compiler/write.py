@@ -24,14 +24,14 @@ from .emit import Job
 from .evidence.rounding import rounded_up
 from .graphs.packing import packed_bytes
 from .ir import Pipeline
-from .tensors import Array, Stored, Tensor, Tied, is_finite
+from .tensors import Array, Stored, Tensor, Tied, is_finite, row_blocks
 from .threads import single_threaded
 
 # Tensors that are computed at a time. More would only wait for the disk.
 WORKERS = min(4, os.cpu_count() or 1)
-# Bytes that may wait to be written: one large matrix of SDXL in float32, or a few dozen small ones.
-AHEAD = 64 << 20
-PIECE = 4 << 20  # bytes of an untouched tensor that are in memory at a time
+# Bytes that may wait to be written: a larger matrix goes alone, of small ones there may be a few dozen.
+AHEAD = 32 << 20
+PIECE = 1 << 20  # bytes of an untouched tensor that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Computed:
-    """One tensor as it goes to the file: `values` as they count in the source's layout, `data` as written.
+    """One tensor as it goes to the file: `data` as written, `values` as they count in the source's layout.
 
-    `loss` is how far packing moved the values, ||written - given|| / ||given||.
+    `values` are kept only where an observer asks for them. `loss` is how far packing moved the values,
+    ||written - given|| / ||given||.
     """
 
     entry: Entry
-    values: Array
+    values: Array | None
     data: Array
     sha256: str
     changed: bool
@@ -87,7 +88,8 @@ class WritePass:
             for step in self._steps(entries):
                 if isinstance(step, Computed):
                     output.put(_bytes(step.data).data)
-                    self._show(step.entry.name, step.values)
+                    if step.values is not None:
+                        self._show(step.entry.name, step.values)
                     leaves.append((step.entry.name, step.sha256))
                     changed += [step.entry.name] if step.changed else []
                     self._keep_loss(component, step)
@@ -108,7 +110,9 @@ class WritePass:
         """Show observers tensors that another target of the build has written alike."""
         for entry in entries:
             if self._is_asked(entry.name):
-                self._show(entry.name, self._compute(entry).values)
+                values = self._compute(entry).values
+                assert values is not None
+                self._show(entry.name, values)
 
     def finish(self) -> None:
         """Show what observers asked for and no graph holds, such as a buffer of a text encoder.
@@ -169,9 +173,11 @@ class WritePass:
             _refuse_broken(entry.name, values)
             data = np.ascontiguousarray(values.T) if entry.transposed else values
         digest = hashlib.sha256(_bytes(data).data).hexdigest()
-        return Computed(entry, values, data, digest, self._changed(entry, data), loss)
+        changed = self._changed(entry, values, data)
+        shown = values if self._is_asked(entry.name) else None
+        return Computed(entry, shown, data, digest, changed, loss)
 
-    def _changed(self, entry: Entry, data: Array) -> bool:
+    def _changed(self, entry: Entry, values: Array, data: Array) -> bool:
         """Whether the tensor as written differs from the source's, written alike."""
         source = self.job.source.tensors.get(entry.name)
         if source is entry.tensor:
@@ -180,10 +186,13 @@ class WritePass:
             return True
         if entry.block:
             before, _ = packed_bytes(source.read(), entry.block, entry.dtype)
-        else:
-            before = _cast(source.read(), entry.dtype)
-            before = before.T if entry.transposed else before
-        return not np.array_equal(_bytes(np.ascontiguousarray(before)), _bytes(data))
+            return not np.array_equal(before, data)
+        before, after = source.read().reshape(-1), values.reshape(-1)
+        # Most changes show in the first block: the rest need not be read again.
+        return not all(
+            np.array_equal(_bytes(_cast(before[piece], entry.dtype)), _bytes(after[piece]))
+            for piece in row_blocks(after.shape)
+        )
 
     def _show(self, name: str, values: Array) -> None:
         """Show a tensor to the observers that ask for it; one that a pass added had no elements before."""

@@ -1,7 +1,8 @@
 """Merge adapters into the weights: W + sum of m (alpha / r) B A, summed exactly and cast once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from typing import Annotated, Any, ClassVar
 
@@ -13,7 +14,7 @@ from ..compiler.adapters.blocks import VECTORS, factors
 from ..compiler.adapters.reading import Change, read_adapter
 from ..compiler.contract import Observer, Pass, Stage
 from ..compiler.ir import Pipeline
-from ..compiler.tensors import Array, Edited, Tensor, widen
+from ..compiler.tensors import Array, ByRows, Edited, Tensor, row_blocks, widen
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, RetouchError
 from ..specs.fields import InputFile
@@ -89,6 +90,11 @@ class _Share:
     adapter: str
     times: float
     change: Change
+
+    def delta(self, parts: Sequence[Array]) -> Callable[[slice], Floats]:
+        """Return what gives rows of the part that the adapter has, from its widened tensors."""
+        change = self.change
+        return change.form.delta_rows(change.place.shape, parts, self.times * change.strength.scale)
 
 
 @dataclass(frozen=True)
@@ -184,17 +190,21 @@ class _Deltas:
         return frozenset(self._shares)
 
     def see(self, name: str, before: Array, written: Array) -> None:
-        found = widen(before).astype(np.float64)
-        deltas = [share.change.delta(share.times) for share in self._shares[name]]
-        for share, delta in zip(self._shares[name], deltas, strict=True):
-            self._of_adapter[share.adapter] += _square(delta)
-        total = np.sum(deltas, axis=0)
-        self._weight += _square(found)
-        self._delta += _square(total)
-        if name not in self._rewritten:
-            self._lost += _square(widen(written) - (found + total))
-            self._wanted += _square(total)
-            self._kept += 1
+        shares = self._shares[name]
+        deltas = [share.delta([widen(part.read()) for part in share.change.parts]) for share in shares]
+        kept = name not in self._rewritten
+        self._kept += kept
+        for rows in row_blocks(before.shape):
+            found: NDArray[Any] = widen(before[rows])
+            each = [delta(rows) for delta in deltas]
+            for share, delta in zip(shares, each, strict=True):
+                self._of_adapter[share.adapter] += _square(delta)
+            total = reduce(np.add, each)
+            self._weight += _square(found)
+            self._delta += _square(total)
+            if kept:
+                self._lost += _square(widen(written[rows]) - (found + total))
+                self._wanted += _square(total)
 
     def evidence(self) -> list[Evidence]:
         norms = [(text, _ratio(square, self._weight)) for text, square in self._of_adapter.items()]
@@ -223,19 +233,14 @@ class _Deltas:
 
 
 def _merged(weight: Tensor, shares: tuple[_Share, ...], author: str) -> Edited:
-    changes = [share.change for share in shares]
-    parts = [part for change in changes for part in change.parts]
+    parts = [part for share in shares for part in share.change.parts]
 
-    def add(found: Array, *read: Array) -> Floats:
+    def prepare(*read: Array) -> Callable[[Any, slice], Floats]:
         rest = iter(read)
-        of_each = [list(islice(rest, len(change.parts))) for change in changes]
-        deltas = [
-            share.change.form.delta(found.shape, held, share.times * share.change.strength.scale)
-            for share, held in zip(shares, of_each, strict=True)
-        ]
-        return found + np.sum(deltas, axis=0)
+        deltas = [share.delta(list(islice(rest, len(share.change.parts)))) for share in shares]
+        return lambda found, rows: found + reduce(np.add, [delta(rows) for delta in deltas])
 
-    return Edited((weight, *parts), add, weight.dtype, weight.shape, author)
+    return Edited((weight, *parts), ByRows(prepare), weight.dtype, weight.shape, author)
 
 
 def _sorted_text(value: Any) -> str:

@@ -29,13 +29,15 @@ class Form:
     `fit` takes the shapes of the weight and of the parts and returns the rank, or raises ValueError; 0 is
     the rank of what has none.
     `change` takes the parts in float64 and returns the change, before scaling, `[out, in, ...]` or
-    `[out, in * height * width]`.
+    `[out, in * height * width]`. `by_rows` are the parts [out, ...] whose rows alone make the same rows of
+    the change, with the other parts whole; empty where rows do not stand apart.
     """
 
     name: str
     parts: tuple[str, ...]
     fit: Callable[..., int]
     change: Callable[..., Floats]
+    by_rows: tuple[str, ...] = ()
 
     def rank(self, shape: Shape, parts: Collection[Shape]) -> int:
         """Return what alpha is divided by, 0 for nothing, from the shapes of the weight and of the parts.
@@ -52,6 +54,20 @@ class Form:
     def delta(self, shape: Shape, parts: Collection[Array], scale: float) -> Floats:
         """Return scale times the change, in the weight's shape."""
         return scale * self.change(*(part.astype(np.float64) for part in parts)).reshape(shape)
+
+    def delta_rows(self, shape: Shape, parts: Collection[Array], scale: float) -> Callable[[slice], Floats]:
+        """Return what gives some rows of `delta`, without the others where the form allows that."""
+        if not self.by_rows:
+            return self.delta(shape, parts, scale).__getitem__
+        wide = {name: part.astype(np.float64) for name, part in zip(self.parts, parts, strict=True)}
+
+        def delta(rows: slice) -> Floats:
+            taken = (part[rows] if name in self.by_rows else part for name, part in wide.items())
+            found = self.change(*taken)
+            found *= scale
+            return found.reshape(-1, *shape[1:])
+
+        return delta
 
 
 def form_of(parts: Collection[str]) -> Form:
@@ -168,9 +184,15 @@ def _factor(parts: tuple[Floats, ...]) -> Floats:
 
 
 FORMS = (
-    Form("LoRA", ("down", "up"), _low_rank, _low_rank_change),
-    Form("LoRA with a Tucker core", ("down", "mid", "up"), _tucker, _tucker_change),
-    Form("LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), _hadamard, _hadamard_change),
+    Form("LoRA", ("down", "up"), _low_rank, _low_rank_change, ("up",)),
+    Form("LoRA with a Tucker core", ("down", "mid", "up"), _tucker, _tucker_change, ("up",)),
+    Form(
+        "LoHa",
+        ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+        _hadamard,
+        _hadamard_change,
+        ("hada_w1_a", "hada_w2_a"),
+    ),
     *(_kronecker(first, second) for first in WHOLE_OR_FACTORED[0] for second in WHOLE_OR_FACTORED[1]),
 )
 

@@ -63,9 +63,11 @@ class Change:
     def edit(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Return W A for W [out, D], in the type of `weight`: the change is summed in it, not A."""
         up = self.up.astype(weight.dtype, copy=False)
-        if self.down is None:
-            return weight + weight @ up
-        return weight + (weight @ up) @ self.down.astype(weight.dtype, copy=False)
+        moved = weight @ up
+        if self.down is not None:
+            moved = moved @ self.down.astype(weight.dtype, copy=False)
+        moved += weight
+        return moved
 
     def singular_values(self) -> Floats:
         """Return the singular values of A that may differ from 1, largest first.
@@ -138,6 +140,8 @@ class Edit:
     columns: slice
 
     def __call__(self, weight: Array) -> Array:
+        if self.columns.indices(weight.shape[1]) == (0, weight.shape[1], 1):
+            return self.change_of(weight).edit(weight)
         found: NDArray[Any] = np.array(weight)
         found[:, self.columns] = self.change_of(found[:, self.columns]).edit(found[:, self.columns])
         return found
