@@ -30,7 +30,7 @@ from .threads import single_threaded
 # Tensors that are computed at a time. More would only wait for the disk.
 WORKERS = min(4, os.cpu_count() or 1)
 # Bytes that may wait to be written: a larger matrix goes alone, of small ones there may be a few dozen.
-AHEAD = 32 << 20
+AHEAD = 16 << 20
 PIECE = 1 << 20  # bytes of an untouched tensor that are in memory at a time
 
 
@@ -97,6 +97,7 @@ class WritePass:
                 else:
                     leaves.append((step.name, output.copy(step)))
                     self._advance(component, step)
+                del step  # before the next one is computed: both may be large
         self.job.ledger.digests[file] = output.whole.hexdigest(), file.stat().st_mtime_ns
         return ComponentRecord(
             name=component,

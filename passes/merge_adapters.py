@@ -203,7 +203,8 @@ class _Deltas:
             self._weight += _square(found)
             self._delta += _square(total)
             if kept:
-                self._lost += _square(widen(written[rows]) - (found + total))
+                exact: NDArray[Any] = found + total
+                self._lost += _square(exact - widen(written[rows]))
                 self._wanted += _square(total)
 
     def evidence(self) -> list[Evidence]:
