@@ -269,7 +269,7 @@ def test_there_and_back_drops_only_what_2x_does_not_read(
 ) -> None:
     start = "cond_stage_model.model."
     last, layer = f"{start}transformer.resblocks.1.", f"{start}transformer.resblocks.2."
-    unread = {f"{start}text_projection": np.ones((32, 32), np.float32)}
+    unread: dict[str, np.ndarray] = {f"{start}text_projection": np.ones((32, 32), np.float32)}
     unread[f"{start}logit_scale"] = np.ones((), np.float32)
 
     def add(tensors: dict[str, np.ndarray]) -> None:
