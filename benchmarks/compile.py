@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -24,7 +25,6 @@ import click
 
 from benchmarks._compile_table import write_page, write_plot
 from benchmarks._measured import LIMIT, Run, measured
-from benchmarks._random_model import write_adapter, write_random
 from retouch.compiler.graphs.prebuild import SHORT
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,14 +102,15 @@ def machine() -> dict[str, Any]:
 
 
 def make_model(model: str, work: Path) -> Path:
-    """Write a model and an adapter for it, unless they are there."""
+    """Write a model and an adapter for it, unless they are there.
+
+    That is done in a process of its own: a child's peak of memory begins with its parent's.
+    """
     work.mkdir(parents=True, exist_ok=True)
     folder = work / model
     if not folder.is_dir():
-        write_random(SHORT.get(model, model), folder)
-    adapter = work / f"{model}.adapter.safetensors"
-    if not adapter.is_file():
-        write_adapter(folder, adapter)
+        command = [sys.executable, "-m", "benchmarks._random_model", SHORT.get(model, model), str(folder)]
+        subprocess.run(command, check=True)
     return folder
 
 

@@ -8,7 +8,6 @@ the picture is one, finite and not of one color. Prints a table and writes resul
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._measured import Run, measured
-from retouch.compiler.graphs.prebuild import SHORT
+from benchmarks.compile import make_model
 
 RESULTS = Path(__file__).parent / "results"
 START = "import sys; from retouch.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -50,18 +49,9 @@ def main(models: str, size: str, precision: str, work: Path | None) -> None:
     results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     for model in models.split(","):
         with tempfile.TemporaryDirectory(dir=work) as name:
-            results[model] = whole_way(write_model(model, work or Path(name)), Path(name), size, precision)
+            results[model] = whole_way(make_model(model, work or Path(name)), Path(name), size, precision)
         file.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
     Console().print(table_of(results))
-
-
-def write_model(model: str, work: Path) -> Path:
-    """Write a random model in a process of its own: a child's peak of memory begins with its parent's."""
-    folder = work / model
-    if not folder.is_dir():
-        command = [sys.executable, "-m", "benchmarks._random_model", SHORT.get(model, model), str(folder)]
-        subprocess.run(command, check=True)
-    return folder
 
 
 def whole_way(folder: Path, work: Path, size: str, precision: str) -> dict[str, Any]:
