@@ -20,7 +20,7 @@ import numpy as np
 from ..specs.canonical import merkle_root
 from ..specs.errors import Fault, InputError, raise_all
 from ..specs.manifest import ComponentRecord, Evidence
-from .emit import Job
+from .emit import Job, Watch
 from .evidence.rounding import rounded_up
 from .graphs.packing import packed_bytes
 from .ir import Pipeline
@@ -71,8 +71,16 @@ class WritePass:
     pipeline: Pipeline
     job: Job
     author: str = ""
+    _asking: dict[str, list[Watch]] = field(init=False)
     _shown: set[str] = field(default_factory=set)
     _losses: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Observers work their names out when asked, and this is looked up for every tensor.
+        self._asking = {}
+        for watch in self.job.watches:
+            for name in sorted(watch.observer.names):
+                self._asking.setdefault(name, []).append(watch)
 
     def write(
         self, component: str, file: Path, root: Path, entries: Sequence[Entry], start: bytes = b""
@@ -121,7 +129,7 @@ class WritePass:
         Raises:
             InputError: an observer asks for a tensor that the pipeline does not have.
         """
-        asked = sorted({name for watch in self.job.watches for name in watch.observer.names})
+        asked = sorted(self._asking)
         raise_all(
             InputError,
             [
@@ -161,7 +169,7 @@ class WritePass:
         return plain and same and _stored(entry.tensor) is not None
 
     def _is_asked(self, name: str) -> bool:
-        return name not in self._shown and any(name in watch.observer.names for watch in self.job.watches)
+        return name in self._asking and name not in self._shown
 
     def _compute(self, entry: Entry) -> Computed:
         given = entry.tensor.read()
@@ -200,11 +208,10 @@ class WritePass:
         if name in self._shown:
             return
         self._shown.add(name)
-        for watch in self.job.watches:
-            if name in watch.observer.names:
-                before = watch.before.tensors.get(name)
-                found = np.empty(0, values.dtype) if before is None else before.read()
-                watch.observer.see(name, found, values)
+        for watch in self._asking.get(name, ()):
+            before = watch.before.tensors.get(name)
+            found = np.empty(0, values.dtype) if before is None else before.read()
+            watch.observer.see(name, found, values)
 
     def _keep_loss(self, component: str, computed: Computed) -> None:
         if computed.loss is not None:
