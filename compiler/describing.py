@@ -11,6 +11,7 @@ import yaml
 from .headers import read_header
 from .ir import Component, Pipeline
 from .load import MODEL_ROLES
+from .tensors import bytes_of
 
 MAX_CARD = 1 << 20
 # What a model card's front matter, or a single file's ModelSpec metadata, says of license and origin.
@@ -29,7 +30,7 @@ def describe_model(pipeline: Pipeline, place: Path) -> dict[str, Any]:
         "title": pipeline.family.title,
         "task": pipeline.family.task,
         "parts": [_part(part, pipeline) for part in parts if part.role in MODEL_ROLES],
-        "bytes": sum(_bytes(tensor) for tensor in pipeline.tensors.values()),
+        "bytes": sum(map(bytes_of, pipeline.tensors.values())),
         "pixels": [latent.height * latent.downscale, latent.width * latent.downscale],
         "scheduler": scheduler.class_name,
         "prediction": schedule.prediction,
@@ -49,12 +50,8 @@ def _part(part: Component, pipeline: Pipeline) -> dict[str, Any]:
         "tensors": len(tensors),
         "parameters": sum(prod(tensor.shape) for tensor in tensors),
         "precision": dict(sorted(Counter(tensor.dtype.name for tensor in tensors).items())),
-        "bytes": sum(_bytes(tensor) for tensor in tensors),
+        "bytes": sum(map(bytes_of, tensors)),
     }
-
-
-def _bytes(tensor: Any) -> int:
-    return prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def _license(place: Path) -> dict[str, str]:

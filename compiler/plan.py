@@ -1,7 +1,6 @@
 """What a build will do, from headers alone: the order, the tensors each pass touches, the cost."""
 
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from .ir import Pipeline
 from .load import MODEL_ROLES, open_source
 from .schedule import Carried, carry_out
 from .studio import Reporter, Studio
-from .tensors import Tensor
+from .tensors import bytes_of
 from .text.conditioning import check_draws
 
 REGISTRIES = Registries(registry.passes, registry.emitters, registry.gates)
@@ -59,7 +58,7 @@ class Plan:
         table = self.pipeline.sampling.table()
         images = self.images() + sum(edit.images_needed() for edit in self.spec.edits)
         models = {name: size_of(self.pipeline, name) for name in _models(self.pipeline)}
-        largest = max((_bytes(tensor) for tensor in self.pipeline.tensors.values()), default=0)
+        largest = max(map(bytes_of, self.pipeline.tensors.values()), default=0)
         return {
             "name": self.spec.name,
             "version": self.spec.version,
@@ -75,7 +74,7 @@ class Plan:
                     "stage": step.edit.stage.name.lower(),
                     "tensors": len(step.changed),
                     "bytes": sum(
-                        _bytes(step.after.tensors[name])
+                        bytes_of(step.after.tensors[name])
                         for name in step.changed
                         if name in step.after.tensors
                     ),
@@ -116,12 +115,8 @@ def make_plan(file: Path) -> Plan:
 
 def size_of(pipeline: Pipeline, component: str) -> int:
     """Return the bytes of a component's tensors in the types they are stored in."""
-    return sum(_bytes(tensor) for tensor in pipeline.tensors_of(component).values())
+    return sum(map(bytes_of, pipeline.tensors_of(component).values()))
 
 
 def _models(pipeline: Pipeline) -> list[str]:
     return sorted(name for name, component in pipeline.components.items() if component.role in MODEL_ROLES)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return prod(tensor.shape) * tensor.dtype.itemsize

@@ -15,6 +15,7 @@ contract (a D x D matrix), everything else is as large as a weight.
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -70,7 +71,7 @@ class Stored:
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return bytes_of(self)
 
     def read(self) -> Array:
         if self.size == 0:
@@ -170,6 +171,11 @@ class Shared:
             if not self._kept:
                 self._kept.append(np.ascontiguousarray(self.compute()))
         return self._kept[0]
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Return how many bytes a tensor's elements take in its own type, from its header."""
+    return prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def widen(array: Array) -> Array:

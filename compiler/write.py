@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,7 @@ from .emit import Job, Watch
 from .evidence.rounding import rounded_up
 from .graphs.packing import packed_bytes
 from .ir import Pipeline
-from .tensors import Array, Stored, Tensor, Tied, is_finite, row_blocks
+from .tensors import Array, Stored, Tensor, Tied, bytes_of, is_finite, row_blocks
 from .threads import single_threaded
 
 # Tensors that are computed at a time. More would only wait for the disk.
@@ -218,9 +219,7 @@ class WritePass:
             self._losses.setdefault(component, {})[computed.entry.name] = computed.loss
 
     def _advance(self, component: str, entry: Entry) -> None:
-        self.job.advance(
-            component, int(np.prod(entry.tensor.shape, dtype=np.int64)) * entry.tensor.dtype.itemsize
-        )
+        self.job.advance(component, bytes_of(entry.tensor))
 
 
 class _Output:
@@ -277,8 +276,7 @@ def _done(step: Future[Computed] | Entry) -> Computed | Entry:
 
 def _size(entry: Entry) -> int:
     """Return the bytes that a computed tensor takes: as read, and as written."""
-    count = int(np.prod(entry.tensor.shape, dtype=np.int64))
-    return count * (entry.tensor.dtype.itemsize + entry.dtype.itemsize)
+    return bytes_of(entry.tensor) + prod(entry.tensor.shape) * entry.dtype.itemsize
 
 
 def _distance(values: Array, given: Array) -> float:

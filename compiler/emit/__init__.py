@@ -7,7 +7,6 @@ tensor is read, cast, shown to the observers, hashed, written and freed.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ from pydantic import ConfigDict
 from ...specs.manifest import ComponentRecord, Evidence
 from ..contract import Observer
 from ..ir import Pipeline
+from ..tensors import bytes_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Emitter(ABC):
 
     def written_bytes(self, pipeline: Pipeline) -> int:
         """Return about how many bytes of weights this target writes: as many as there are, unless it says."""
-        return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in pipeline.tensors.values())
+        return sum(map(bytes_of, pipeline.tensors.values()))
 
     @property
     def name(self) -> str:
