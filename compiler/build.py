@@ -196,8 +196,7 @@ def _fail(manifest: Manifest, folder: Path, target: Path, options: Options) -> N
     kept = target.with_name(target.name + ".failed")
     if options.keep_failed and not kept.exists():
         folder.rename(kept)
-    measured = [*manifest.statements, *manifest.gates, *(e for t in manifest.targets for e in t.evidence)]
-    raise GateError(*(_gate_fault(evidence) for evidence in measured if evidence.passed is False))
+    raise GateError(*(_gate_fault(evidence) for evidence in manifest.measured if evidence.passed is False))
 
 
 def _gate_fault(evidence: Evidence) -> Fault:

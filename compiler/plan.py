@@ -91,7 +91,6 @@ class Plan:
             "emit": [{"name": emitter.name, **parameters(emitter)} for emitter in self.spec.emit],
             "gates": [{"name": gate.name, **parameters(gate)} for gate in self.spec.gates],
             "cost": {
-                "disk_bytes": sum(models.values()) * len(self.spec.emit),
                 "largest_tensor_bytes": largest,
                 "images": images,
                 "denoiser_evaluations": images * table.evaluations,

@@ -125,10 +125,14 @@ class Manifest(Document):
         return digest_of(value)
 
     @property
+    def measured(self) -> list[Evidence]:
+        """All evidence: of the passes, of the gates, of each target."""
+        return [*self.statements, *self.gates, *(e for target in self.targets for e in target.evidence)]
+
+    @property
     def passed(self) -> bool:
         """Whether no evidence failed its limit."""
-        measured = [*self.statements, *self.gates, *(e for target in self.targets for e in target.evidence)]
-        return all(evidence.passed is not False for evidence in measured)
+        return all(evidence.passed is not False for evidence in self.measured)
 
     @classmethod
     def load(cls, file: Path) -> "Manifest":

@@ -48,15 +48,10 @@ def command(
         options = Options(force, locked, keep_failed, regardless)
         manifest = build(plan, output, options, report)
     written = sum(file.size for file in manifest.files)
-    judged = [
-        *manifest.statements,
-        *manifest.gates,
-        *(e for target in manifest.targets for e in target.evidence),
-    ]
-    limited = [evidence for evidence in judged if evidence.passed is not None]
+    limited = [evidence for evidence in manifest.measured if evidence.passed is not None]
     lines = [
         f"{output}: {len(manifest.files)} files, {size(written)}",
-        f"  evidence  {len(judged)} claims measured, {len(limited)} with a threshold, all passed",
+        f"  evidence  {len(manifest.measured)} claims measured, {len(limited)} with a threshold, all passed",
         f"  digest    {manifest.digest}",
     ]
     value = {"output": str(output), "digest": manifest.digest, "bytes": written, "passed": manifest.passed}
