@@ -8,6 +8,7 @@ from ..compiler.ir import Pipeline
 from ..compiler.text.encode import encode_prompts, pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Floats
 from ..specs.errors import Fault
+from ._templates import fill
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class States:
 
     def rows(self, template: str, text: str) -> Floats:
         """Return the rows from the last token of a text to the end, [n, D]; the pooled state is one row."""
-        prompt = template.replace("{}", text)
+        prompt = fill(template, text)
         if self._pooled:
             return self._encoded.pooled_row(prompt).astype("float64")
         return self.whole(prompt)[self._tokenizer.spelled(prompt, text)[-1] :]
@@ -72,7 +73,7 @@ def wording_faults(
     tokenizer = tokenizer_of(pipeline)
     for place, text in texts:
         for template in templates:
-            prompt = template.replace("{}", text)
+            prompt = fill(template, text)
             if tokenizer.tokens(prompt).cut:
                 hint = "shorten the text or the template"
                 yield Fault("E_DEBIAS_TOKENS", f"`{prompt}` has too many tokens", place, hint)

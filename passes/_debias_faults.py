@@ -9,6 +9,7 @@ from ..compiler.ir import Pipeline
 from ..runtime.judges import Judge
 from ..specs.errors import Fault
 from ._attributes import wording_faults
+from ._templates import template_faults
 
 if TYPE_CHECKING:
     from .debias_concepts import DebiasConcepts
@@ -16,11 +17,9 @@ if TYPE_CHECKING:
 
 def faults_of(edit: DebiasConcepts, pipeline: Pipeline) -> Iterator[Fault]:
     """Yield every fault of the block; only configs and tokenizers are read."""
-    for key, templates in (("templates", edit.templates), ("held_out", edit.held_out)):
-        for i, template in enumerate(templates):
-            if template.count("{}") != 1:
-                place = f"{edit.name}.{key}.{i}"
-                yield Fault("E_DEBIAS_TEMPLATE", f"`{template}` must hold `{{}}` once", place)
+    fields = {"templates": edit.templates, "held_out": edit.held_out}
+    broken = list(template_faults(edit.name, "E_DEBIAS_TEMPLATE", fields))
+    yield from broken
     twice = sorted(concept for concept in set(edit.concepts) if edit.concepts.count(concept) > 1)
     for concept in twice:
         yield Fault("E_DEBIAS_TWICE", f"`{concept}` is named twice", f"{edit.name}.concepts")
@@ -30,7 +29,7 @@ def faults_of(edit: DebiasConcepts, pipeline: Pipeline) -> Iterator[Fault]:
                 place = f"{edit.name}.attributes.{name}.{value.answer}"
                 message = f"`{value.wording}` must hold words, and `{{}}` at most once"
                 yield Fault("E_DEBIAS_WORDING", message, place)
-    if not any(template.count("{}") != 1 for template in edit.all_templates):
+    if not broken:
         yield from wording_faults(pipeline, list(edit.texts()), edit.all_templates)
 
 

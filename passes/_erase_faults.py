@@ -9,6 +9,7 @@ from ..compiler.ir import Pipeline
 from ..compiler.text.encode import tokenizer_of
 from ..compiler.text.tokenizer import SourceTokenizer
 from ..specs.errors import Fault
+from ._templates import template_faults
 from ._text_states import Mention
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 def faults_of(edit: EraseConcepts, pipeline: Pipeline) -> Iterator[Fault]:
     """Yield every fault of an erasure; only configs and tokenizers are read."""
-    yield from _template_faults(edit)
+    fields = {"templates": edit.templates, "held_out": edit.held_out}
+    yield from template_faults(edit.name, "E_ERASE_TEMPLATE", fields)
     yield from _concept_faults(edit)
     yield from _solver_faults(edit)
     tokenizer = tokenizer_of(pipeline)
@@ -25,14 +27,6 @@ def faults_of(edit: EraseConcepts, pipeline: Pipeline) -> Iterator[Fault]:
         mentions = (Mention(template, text) for template in (*edit.templates, *edit.held_out))
         faults = (_spelling_fault(tokenizer, mention, place) for mention in mentions)
         yield from [fault for fault in faults if fault][:1]
-
-
-def _template_faults(edit: EraseConcepts) -> Iterator[Fault]:
-    for field, templates in (("templates", edit.templates), ("held_out", edit.held_out)):
-        for i, template in enumerate(templates):
-            if template.count("{}") != 1:
-                place = f"{edit.name}.{field}.{i}"
-                yield Fault("E_ERASE_TEMPLATE", f"`{template}` must hold `{{}}` once", place)
 
 
 def _concept_faults(edit: EraseConcepts) -> Iterator[Fault]:

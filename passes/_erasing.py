@@ -17,14 +17,12 @@ from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Change, LazyMap
 from ..compiler.text.text_map import columns_of
 from ._closed_form import Floats, Grams, Moments, NullSpace, independent
-from ._preserving import neighbor_prompts, read_captions, vocabulary_prompts
+from ._preserving import EMPTY_WEIGHT, neighbor_prompts, read_captions, vocabulary_prompts
 from ._text_states import Mention, Reads, TextStates, mentions_of
 
 if TYPE_CHECKING:
     from .erase_concepts import EraseConcepts
 
-# The unconditional half of guidance reads these states in every image: they count ten prompts.
-EMPTY_WEIGHT = 10.0
 # RECE's regularizer is 0.1 for most concepts where sum W^T W has a mean eigenvalue of 10 to 100.
 ADVERSARY_RIDGE = 1e-3
 # An adversary that stays this far from an erased concept's outputs, as a share of the way to the guide's,

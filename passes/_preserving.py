@@ -16,6 +16,8 @@ from ..specs.errors import Fault, InputError
 from ..specs.fields import InputFile
 from ._nouns import load_nouns
 
+# The unconditional half of guidance reads these states in every image: they count ten prompts.
+EMPTY_WEIGHT = 10.0
 SHORTEST_WORD = 3
 # One word in so many of the most frequent ones is taken, so that not all are function words.
 STRIDE = 4

@@ -9,14 +9,10 @@ import numpy as np
 from ..compiler.ir import Pipeline
 from ..compiler.text.encode import encode_prompts, tokenizer_of
 from ._closed_form import Floats
+from ._templates import fill
 
 Tokens = Literal["subject", "subject_and_eot", "subject_to_end"]
 Reads = Literal["sequence", "pooled"]
-
-
-def fill(template: str, text: str) -> str:
-    """Return a template with its `{}` filled."""
-    return template.replace("{}", text)
 
 
 @dataclass(frozen=True)

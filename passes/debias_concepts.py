@@ -23,17 +23,12 @@ from ._balance import Course, Round, Subject, balance, images_for, weights_after
 from ._closed_form import Moments
 from ._debias_evidence import DebiasEvidence, statements_of
 from ._debias_faults import faults_of, judge_faults
-from ._preserving import vocabulary_prompts
+from ._preserving import EMPTY_WEIGHT, vocabulary_prompts
 from ._projection import fair_pca_map, ridge_map
 from ._solution import Solution, Solved, SolvedMap, solution_of
+from ._templates import HELD_OUT, TEMPLATES, Text, fill
 
-Text = Annotated[str, Field(min_length=1, max_length=500)]
 Wordings = Annotated[dict[Text, Text], Field(min_length=2)]
-
-TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a blue background")
-HELD_OUT = ("a drawing of {}", "{} on a white background")
-# The unconditional half of guidance reads these states in every image: they count ten prompts.
-EMPTY_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class DebiasConcepts(Pass):
                     concept,
                     name,
                     tuple(value.answer for value in values),
-                    tuple(template.replace("{}", concept) for template in prompts),
+                    tuple(fill(template, concept) for template in prompts),
                     {answer: prompt for answer, prompt in said.items() if prompt is not None},
                 )
 
@@ -191,9 +186,7 @@ class DebiasConcepts(Pass):
             if key not in maps:
                 maps.clear()
                 maps[key] = _as_map(solve(weights))
-            prompts = [
-                self.templates[i % len(self.templates)].replace("{}", concept) for i in range(len(seeds))
-            ]
+            prompts = [fill(self.templates[i % len(self.templates)], concept) for i in range(len(seeds))]
             answers = survey.ask(maps[key], prompts, list(seeds), list(self.attributes))
             advance(len(seeds))
             return answers
@@ -266,8 +259,8 @@ class DebiasConcepts(Pass):
     def prompts(self, pipeline: Pipeline) -> tuple[str, ...]:
         """Every prompt whose text states are read; one call encodes them all."""
         said = [text for _, text in self.texts()]
-        filled = [template.replace("{}", text) for template in self.all_templates for text in said]
-        filled += [template.replace("{}", text) for template, text in self.words(pipeline)]
+        filled = [fill(template, text) for template in self.all_templates for text in said]
+        filled += [fill(template, text) for template, text in self.words(pipeline)]
         return tuple(dict.fromkeys(["", *filled]))
 
     @property

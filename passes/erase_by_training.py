@@ -16,15 +16,14 @@ from ..compiler.text.tokenizer import load_tokenizer
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, SpecError, raise_all
 from ..specs.manifest import Decimal, Evidence
+from ._templates import TEMPLATES, Text, fill, template_faults
 
 if TYPE_CHECKING:
     from ._esd import Course
 
-Text = Annotated[str, Field(min_length=1, max_length=500)]
 Floats = NDArray[np.floating]
 Where = Literal["cross_attention", "text_encoder"]
 
-TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a blue background")
 # The layer that HiRM trains: the first one's linear maps. Source: HiRM (ICLR 2026), section 4.
 FIRST_LAYER = ("*encoder.layers.0.self_attn.*_proj.weight", "*encoder.layers.0.mlp.fc?.weight")
 
@@ -147,7 +146,7 @@ class EraseByTraining(Pass):
         return tuple(dict.fromkeys([*self.preserve, *guides]))
 
     def _filled(self, texts: Iterable[str]) -> list[str]:
-        return [template.replace("{}", text) for text in texts for template in self.templates]
+        return [fill(template, text) for text in texts for template in self.templates]
 
     def _words(self, pipeline: Pipeline) -> list[str]:
         """Return `a WORD` for words of the vocabulary that no concept's name holds, frequent ones first."""
@@ -190,10 +189,7 @@ class EraseByTraining(Pass):
         return checkpoint_of(self, pipeline)
 
     def _faults(self, pipeline: Pipeline) -> Iterator[Fault]:
-        for i, template in enumerate(self.templates):
-            if template.count("{}") != 1:
-                place = f"{self.name}.templates.{i}"
-                yield Fault("E_ERASE_TEMPLATE", f"`{template}` must hold `{{}}` once", place)
+        yield from template_faults(self.name, "E_ERASE_TEMPLATE", {"templates": self.templates})
         names = [name.casefold() for concept in self.concepts for name in concept.names]
         for i, concept in enumerate(self.concepts):
             place = f"{self.name}.concepts.{i}"

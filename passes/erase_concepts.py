@@ -18,14 +18,12 @@ from ._erase_evidence import TextEvidence, map_statements
 from ._erase_faults import faults_of
 from ._erasing import erasing_of
 from ._nouns import load_nouns
+from ._templates import HELD_OUT, TEMPLATES, Text
 from ._text_states import Tokens
 
-Text = Annotated[str, Field(min_length=1, max_length=500)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
-TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a blue background")
-HELD_OUT = ("a drawing of {}", "{} on a white background")
 RIDGES = {"linear": 1e-4, "nullspace": 1e-5}
 
 
