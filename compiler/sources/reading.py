@@ -27,7 +27,7 @@ def component_tensors(file: Path, component: Component) -> dict[str, Tensor]:
         InputError: the file is broken, or holds something else.
     """
     stored = read_header(file).tensors
-    if all(tensor in _ours(component) for tensor in stored):
+    if stored.keys() <= _ours(component):
         return {f"{component.name}.{name}": tensor for name, tensor in stored.items()}
     for part in _parts(component):
         for prefix in (*part.prefixes, ""):
