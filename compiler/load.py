@@ -14,7 +14,7 @@ from .headers import refuse_pickle
 from .ir import Component, Pipeline, verify
 from .sampling import Sampling, Schedule, check_sampler, constant
 from .sources import MODEL_ROLES, Opened
-from .sources.folder import open_folder, read_json, weight_files
+from .sources.folder import open_folder, read_json
 from .sources.single_file import Given, open_single_file
 from .text.conditioning import conditioning_of
 
@@ -26,8 +26,6 @@ __all__ = [
     "pipeline_of",
     "read_json",
     "source_files",
-    "source_folder",
-    "weight_files",
 ]
 
 BUILT_IN_MODELS: Mapping[str, Path] = {"demo": DEMO / "model"}
@@ -55,20 +53,6 @@ def load_pipeline(folder: Path, sampler: str, steps: int, guidance_scale: float 
         SpecError: the sampler is unknown.
     """
     return pipeline_of(open_folder(folder), sampler, steps, guidance_scale)
-
-
-def source_folder(model: str, spec_folder: Path) -> Path:
-    """Return the folder of a model: a built-in name, or a path from the spec's folder.
-
-    Raises:
-        SpecError: neither.
-    """
-    if model in BUILT_IN_MODELS:
-        return BUILT_IN_MODELS[model]
-    folder = (spec_folder / model).resolve()
-    if folder.is_dir():
-        return folder
-    raise _no_source(model, folder)
 
 
 def source_files(pipeline: Pipeline) -> list[tuple[str, Path]]:
