@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from .gates import Gate
 from .gates._judging import JudgeFile
 from .load import source_files
 from .plan import Plan, size_of
-from .seal import ATTESTATIONS, records, sync, transaction
+from .seal import ATTESTATIONS, records, transaction
 from .studio import Quiet, Reporter
 from .threads import single_threaded
 
@@ -66,10 +67,10 @@ def build(
         ledger = Ledger()
         targets = [_emit(plan, emitter, folder, options, report, ledger) for emitter in plan.spec.emit]
         _write_spec(plan, lock, folder)
-        manifest = _seal(plan, lock, targets, [], folder, ledger)
+        seal = partial(_seal, plan, lock, folder, ledger, plan.statements(), targets)
+        manifest = seal([])
         if plan.spec.gates:
-            gates = hold_trial(plan, folder, options.cache, report)
-            manifest = _seal(plan, lock, targets, gates, folder, ledger)
+            manifest = seal(hold_trial(plan, folder, options.cache, report))
         _attest(folder, started)
         if not manifest.passed:
             _fail(manifest, folder, target, options)
@@ -150,21 +151,23 @@ def _write_spec(plan: Plan, lock: Lock, folder: Path) -> None:
 def _seal(
     plan: Plan,
     lock: Lock,
-    targets: Sequence[TargetRecord],
-    gates: Sequence[Evidence],
     folder: Path,
     ledger: Ledger,
+    statements: Sequence[Evidence],
+    targets: Sequence[TargetRecord],
+    gates: Sequence[Evidence],
 ) -> Manifest:
-    """Write card and manifest over everything in the folder, and flush it."""
+    """Write card and manifest over everything in the folder."""
     inputs = [
         InputRecord(role=item.role, path=item.path, size=item.size, sha256=item.sha256)
         for item in lock.inputs
     ]
     write_card(plan, targets, gates, folder)
     files = records(folder, ledger.digests)
-    manifest = manifests.assemble(plan.spec, plan.pipeline, plan.carried, targets, gates, inputs, files)
+    manifest = manifests.assemble(
+        plan.spec, plan.pipeline, plan.carried, statements, targets, gates, inputs, files
+    )
     manifests.write(manifest, folder)
-    sync(folder)
     return manifest
 
 

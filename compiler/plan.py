@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..specs.manifest import Evidence
 from ..specs.read import Registries, read_spec
 from ..specs.schema import Spec
 from . import registry
@@ -42,6 +43,12 @@ class Plan:
     def balanced(self) -> tuple[Balancing, ...]:
         """Every concept that a pass says it balances, in spec order."""
         return tuple(balancing for step in self.carried for balancing in step.edit.balancings())
+
+    def statements(self) -> list[Evidence]:
+        """Return what every pass says without a written tensor; that may take as long as its solution."""
+        return [
+            evidence for step in self.carried for evidence in step.edit.statements(step.before, step.after)
+        ]
 
     def images(self) -> int:
         """Images that the gates will draw."""

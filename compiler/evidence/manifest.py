@@ -24,6 +24,7 @@ def assemble(
     spec: Spec,
     pipeline: Pipeline,
     carried: Sequence[Carried],
+    statements: Sequence[Evidence],
     targets: Sequence[TargetRecord],
     gates: Sequence[Evidence],
     inputs: Sequence[InputRecord],
@@ -45,9 +46,7 @@ def assemble(
         lock=listed["spec/edit.lock"],
         inputs=list(inputs),
         passes=[_pass_record(step) for step in carried],
-        statements=[
-            evidence for step in carried for evidence in step.edit.statements(step.before, step.after)
-        ],
+        statements=list(statements),
         targets=list(targets),
         gates=list(gates),
         environment=environment(),

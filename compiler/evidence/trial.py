@@ -151,7 +151,7 @@ def write_trial(pipeline: Pipeline, folder: Path, cache: Path) -> Manifest:
     for name in ("edit.yaml", "edit.lock"):
         (folder / "spec" / name).write_bytes(b"")
     spec = Spec(schema=1, name="trial", version="0", source=Source("trial"), edits=(), emit=(), gates=())
-    manifest = manifests.assemble(spec, pipeline, (), (), (), (), records(folder))
+    manifest = manifests.assemble(spec, pipeline, (), (), (), (), (), records(folder))
     manifests.write(manifest, folder)
     return manifest
 
