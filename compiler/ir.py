@@ -11,13 +11,15 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..specs.errors import Fault, InputError
 from .families import Family
 from .sampling import Sampling
 from .studio import Studio
 from .tensors import Edited, Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,19 @@ class Selection:
             name: Edited((tensor, *others), rule, tensor.dtype, tensor.shape, by) for name, tensor in self
         }
         return self.pipeline.with_tensors(changed)
+
+
+class Itself(Generic[T]):
+    """A value that equals only itself, to key a cache by: what a pass learns of one pipeline is kept so."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def changed_tensors(before: Pipeline, after: Pipeline) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.ir import Pipeline
+from ..compiler.ir import Itself, Pipeline
 from ..compiler.tensors import widen
 from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Change, LazyMap
@@ -258,24 +258,11 @@ def _adversaries(grams: Grams, prompts: Sequence[Moved]) -> list[Moved]:
     return [moved for moved, share in zip(found, shares, strict=True) if share < STUBBORN]
 
 
-class _Itself:
-    """A value that equals only itself, to key a cache by."""
-
-    def __init__(self, value: Pipeline) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
 def erasing_of(edit: EraseConcepts, pipeline: Pipeline) -> Erasing:
     """Return what an erasure is for a pipeline; run, observers and statements share it and its solution."""
-    return _known(edit, _Itself(pipeline))
+    return _known(edit, Itself(pipeline))
 
 
 @lru_cache(maxsize=2)
-def _known(edit: EraseConcepts, pipeline: _Itself) -> Erasing:
+def _known(edit: EraseConcepts, pipeline: Itself[Pipeline]) -> Erasing:
     return Erasing(edit, pipeline.value)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import islice
 from typing import Annotated, Any, ClassVar
 
@@ -13,10 +13,10 @@ from pydantic import ConfigDict, Field
 from ..compiler.adapters.blocks import VECTORS, factors
 from ..compiler.adapters.reading import Change, read_adapter
 from ..compiler.contract import Observer, Pass, Stage
-from ..compiler.ir import Pipeline
+from ..compiler.ir import Itself, Pipeline
 from ..compiler.tensors import Array, ByRows, Edited, Tensor, row_blocks, widen
 from ..runtime.statistics import decimal
-from ..specs.errors import Fault, InputError, RetouchError
+from ..specs.errors import Fault, InputError, RetouchError, raise_all
 from ..specs.fields import InputFile
 from ..specs.manifest import Decimal, Evidence
 
@@ -145,30 +145,33 @@ class MergeAdapters(Pass):
                     for name in sorted(before.components)
                 },
             )
-            for adapter, shares in self._read(before)
+            for adapter, shares in _read(Itself(self), Itself(before))
         ]
 
     def _shares(self, pipeline: Pipeline) -> dict[str, tuple[_Share, ...]]:
         """Return who changes which tensor; a strength of 0 is nobody."""
         found: dict[str, tuple[_Share, ...]] = {}
-        for _, shares in self._read(pipeline):
+        for _, shares in _read(Itself(self), Itself(pipeline)):
             for share in shares:
                 if share.times:
                     target = share.change.place.target
                     found[target] = (*found.get(target, ()), share)
         return dict(sorted(found.items()))
 
-    def _read(self, pipeline: Pipeline) -> list[tuple[Adapter, tuple[_Share, ...]]]:
-        """Read all adapters in an order of their own; the faults of all of them come at once."""
-        found, faults = [], []
-        for adapter in sorted(self.adapters, key=lambda adapter: adapter.order):
-            try:
-                found.append((adapter, adapter.read(pipeline)))
-            except RetouchError as error:
-                faults += error.faults
-        if faults:
-            raise InputError(*faults)
-        return found
+
+@lru_cache(maxsize=2)
+def _read(
+    edit: Itself[MergeAdapters], pipeline: Itself[Pipeline]
+) -> tuple[tuple[Adapter, tuple[_Share, ...]], ...]:
+    """Read all adapters in an order of their own; the faults of all of them come at once."""
+    found, faults = [], []
+    for adapter in sorted(edit.value.adapters, key=lambda adapter: adapter.order):
+        try:
+            found.append((adapter, adapter.read(pipeline.value)))
+        except RetouchError as error:
+            faults += error.faults
+    raise_all(InputError, faults)
+    return tuple(found)
 
 
 class _Deltas:
