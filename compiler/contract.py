@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import ConfigDict
 
+from ..runtime.statistics import decimal
 from ..specs.manifest import Evidence
 from .ir import Pipeline
 from .tensors import Array
@@ -102,6 +103,33 @@ class Pass(ABC):
     def balancings(self) -> Iterable[Balancing]:
         """Return the concepts that the pass balances, for the gates that count their values."""
         return ()
+
+    def measured(
+        self,
+        claim: str,
+        subject: str,
+        value: float,
+        count: int | None = None,
+        *,
+        at_most: str | None = None,
+        unit: str = "",
+        digits: int = 6,
+        details: Mapping[str, Any] | None = None,
+    ) -> Evidence:
+        """Return evidence of the pass about tensors, with a verdict where the spec sets a limit."""
+        return Evidence(
+            kind="static",
+            claim=claim,
+            subject=subject,
+            value=decimal(value, digits),
+            unit=unit,
+            comparator=None if at_most is None else "at_most",
+            limit=at_most,
+            count=count,
+            passed=None if at_most is None else value <= float(at_most),
+            produced_by=self.name,
+            details=dict(details or {}),
+        )
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +27,8 @@ def statements_of(edit: DebiasConcepts, solved: Solved) -> list[Evidence]:
     """Return how far the map is from the identity, and every round that led to it."""
     text_map = solved.maps["sequence"]
     change = float(np.linalg.norm(text_map - np.eye(len(text_map))) / np.sqrt(len(text_map)))
-    found = [_statement(edit, "debias.change", "text map", change, {"meaning": "||A - I|| / sqrt(D)"})]
+    meaning = {"meaning": "||A - I|| / sqrt(D)"}
+    found = [edit.measured("debias.change", "text map", change, details=meaning)]
     return found + [
         evidence for subject, rounds in solved.history.items() for evidence in _rounds(edit, subject, rounds)
     ]
@@ -48,20 +49,7 @@ def _rounds(edit: DebiasConcepts, subject: Subject, rounds: Sequence[Round]) -> 
         ]
         details = {"meaning": "weight of the value's words in the concept's states", "rounds": drawn}
         name = f"{subject.concept}: {subject.question} {answer}"
-        yield _statement(edit, "debias.weight", name, float(weights[i]), details)
-
-
-def _statement(
-    edit: DebiasConcepts, claim: str, subject: str, value: float, details: dict[str, Any]
-) -> Evidence:
-    return Evidence(
-        kind="static",
-        claim=claim,
-        subject=subject,
-        value=decimal(value),
-        produced_by=edit.name,
-        details=details,
-    )
+        yield edit.measured("debias.weight", name, float(weights[i]), details=details)
 
 
 class DebiasEvidence:
@@ -110,32 +98,21 @@ class DebiasEvidence:
                 if gaps:
                     left = _left(grams, np.concatenate(gaps))
                     limit = self._edit.attribute_at_most if claim == "debias.attribute" else None
-                    yield self._judged(claim, f"{concept}: {name}", left, limit, len(gaps))
+                    subject = f"{concept}: {name}"
+                    yield self._edit.measured(claim, subject, left, len(gaps), at_most=limit)
 
     def _drifts(self, states: States, grams: Grams) -> Iterator[Evidence]:
-        limit = self._edit.drift_at_most
-        yield self._judged("keep.drift", "the empty prompt", _drift(grams, states.whole("")), limit, 1)
-        for text in self._edit.preserve:
-            value = max(_drift(grams, states.rows(t, text)) for t in self._edit.templates)
-            yield self._judged("keep.drift", text, value, limit, len(self._edit.templates))
-        if self._edit.method == "balance":
-            drifts = [_drift(grams, states.rows(t, w)) for t, w in self._edit.words(self._before)]
+        edit, limit = self._edit, self._edit.drift_at_most
+        empty = _drift(grams, states.whole(""))
+        yield edit.measured("keep.drift", "the empty prompt", empty, 1, at_most=limit)
+        for text in edit.preserve:
+            value = max(_drift(grams, states.rows(t, text)) for t in edit.templates)
+            yield edit.measured("keep.drift", text, value, len(edit.templates), at_most=limit)
+        if edit.method == "balance":
+            drifts = [_drift(grams, states.rows(t, w)) for t, w in edit.words(self._before)]
             if drifts:
                 high, subject = float(np.quantile(drifts, 0.95)), f"{len(drifts)} words of the vocabulary"
-                yield self._judged("keep.drift_p95", subject, high, limit, len(drifts))
-
-    def _judged(self, claim: str, subject: str, value: float, limit: str | None, count: int) -> Evidence:
-        return Evidence(
-            kind="static",
-            claim=claim,
-            subject=subject,
-            value=decimal(value),
-            comparator=None if limit is None else "at_most",
-            limit=limit,
-            passed=None if limit is None else value <= float(limit),
-            count=count,
-            produced_by=self._edit.name,
-        )
+                yield edit.measured("keep.drift_p95", subject, high, len(drifts), at_most=limit)
 
 
 def _drift(grams: Grams, rows: Floats) -> float:

@@ -158,18 +158,8 @@ class _Measured:
         count: int,
         details: dict[str, str] | None = None,
     ) -> Evidence:
-        return Evidence(
-            kind="static",
-            claim=claim,
-            subject=subject if self.reads == "sequence" else f"{subject} ({self.reads})",
-            value=decimal(value),
-            comparator=None if limit is None else "at_most",
-            limit=limit,
-            passed=None if limit is None else value <= float(limit),
-            count=count,
-            produced_by=self.erasing.edit.name,
-            details=details or {},
-        )
+        named = subject if self.reads == "sequence" else f"{subject} ({self.reads})"
+        return self.erasing.edit.measured(claim, named, value, count, at_most=limit, details=details)
 
 
 def map_statements(erasing: Erasing) -> Iterator[Evidence]:
@@ -182,15 +172,7 @@ def map_statements(erasing: Erasing) -> Iterator[Evidence]:
             "erase.change": (max(change.size for change in changes), "||A - I|| / sqrt(D)"),
         }
         for claim, (value, meaning) in values.items():
-            yield Evidence(
-                kind="static",
-                claim=claim,
-                subject=subject,
-                value=decimal(value),
-                count=len(changes),
-                produced_by=erasing.edit.name,
-                details={"meaning": meaning},
-            )
+            yield erasing.edit.measured(claim, subject, value, len(changes), details={"meaning": meaning})
 
 
 def _distinct_layers(erasing: Erasing, reads: Reads) -> Iterator[NDArray[Any]]:

@@ -5,7 +5,7 @@ This file imports torch.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from ..compiler.threads import single_threaded
 from ..compiler.torch_models import drawing, gradients, inversion
 from ..compiler.torch_models.drawing import draw, short_table, unit_noise
 from ..compiler.torch_models.gradients import Gradients
-from ..runtime.statistics import decimal
 from ..specs.canonical import digest_file, digest_of
 from ..specs.manifest import Evidence
 from . import _esd
@@ -81,30 +80,15 @@ def outcome(edit: "EraseByTraining", before: Pipeline, written: Mapping[str, Arr
     )
     high = float(np.quantile(drifts, 0.95))
     subject = f"{len(course.kept)} preserved prompts"
+    measured = partial(edit.measured, digits=4)
     return [
         *(
-            _judged(edit, "train.residual", concept.name, value, edit.residual_at_most, SEEN)
+            measured("train.residual", concept.name, value, SEEN, at_most=edit.residual_at_most)
             for concept, value in zip(edit.concepts, residuals, strict=True)
         ),
-        _judged(edit, "keep.drift_p95", subject, high, edit.drift_at_most, len(course.kept)),
-        _judged(edit, "train.change", f"{len(written)} matrices", float(change), None, len(written)),
+        measured("keep.drift_p95", subject, high, len(course.kept), at_most=edit.drift_at_most),
+        measured("train.change", f"{len(written)} matrices", float(change), len(written)),
     ]
-
-
-def _judged(
-    edit: "EraseByTraining", claim: str, subject: str, value: float, limit: str | None, count: int
-) -> Evidence:
-    return Evidence(
-        kind="static",
-        claim=claim,
-        subject=subject,
-        value=decimal(value, 4),
-        comparator=None if limit is None else "at_most",
-        limit=limit,
-        passed=None if limit is None else value <= float(limit),
-        count=count,
-        produced_by=edit.name,
-    )
 
 
 def _residuals(course: _esd.Course, before: Pipeline, after: Pipeline) -> list[float]:

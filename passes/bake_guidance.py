@@ -16,7 +16,6 @@ from ..compiler.ir import GraphEdit, Pipeline
 from ..compiler.sampling import Guidance
 from ..compiler.tensors import Shared
 from ..compiler.text.encode import encode_prompts, pooled_width, text_width, tokenizer_of
-from ..runtime.statistics import decimal
 from ..specs.errors import Fault, SpecError, raise_all
 from ..specs.manifest import Evidence
 from ..specs.sampling import Step
@@ -142,15 +141,7 @@ class BakeGuidance(Pass):
             yield Fault("E_GUIDANCE_INTERVAL", message, f"{self.name}.interval", between)
 
     def _statement(self, claim: str, value: float, unit: str, count: int) -> Evidence:
-        return Evidence(
-            kind="static",
-            claim=claim,
-            subject="sampling",
-            value=decimal(value),
-            unit=unit,
-            count=count,
-            produced_by=self.name,
-        )
+        return self.measured(claim, "sampling", value, count, unit=unit)
 
     def _table_is_the_formulas(self, before: Pipeline, after: Pipeline) -> Evidence:
         """The largest gap between sampling.json's weights and the formulas, over the steps."""

@@ -105,16 +105,10 @@ class EraseByTraining(Pass):
 
         seen = losses(self._checkpoint(before), self.course(before))
         tenth = max(1, len(seen) // 10)
+        details = {"first": decimal(float(np.mean(seen[:tenth]))), "mean_over": tenth}
+        last = float(np.mean(seen[-tenth:]))
         return [
-            Evidence(
-                kind="static",
-                claim="train.loss",
-                subject=f"{len(self.concepts)} concepts",
-                value=decimal(float(np.mean(seen[-tenth:]))),
-                count=len(seen),
-                produced_by=self.name,
-                details={"first": decimal(float(np.mean(seen[:tenth]))), "mean_over": tenth},
-            )
+            self.measured("train.loss", f"{len(self.concepts)} concepts", last, len(seen), details=details)
         ]
 
     def erasures(self) -> Iterable[Erasure]:
