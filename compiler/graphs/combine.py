@@ -17,9 +17,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...specs.sampling import SamplingTable
 from .interfaces import BAKED, OWN
-from .skeleton import DATA, OPSET, Skeleton
+from .lower import external
+from .skeleton import IR_VERSION, OPSET, Skeleton
 
-IR_VERSION = 10
 TIMESTEPS, WEIGHTS = f"{OWN}guidance_timesteps", f"{OWN}guidance_weights"
 
 
@@ -65,7 +65,7 @@ def guided_graph(denoiser: Skeleton, table: SamplingTable, baked: Sequence[Baked
     joined = ["sample", *conditions] if baked else ["sample"]
     renamed = {"out_sample": both, **{name: f"{OWN}both.{name}" for name in joined}}
     before = _both_halves({name: renamed[name] for name in joined}, baked)
-    graph.initializer.extend(_external(one) for one in baked)
+    graph.initializer.extend(external(BAKED[one.input], "float32", one.shape, one.offset) for one in baked)
     inner = [_renamed(node, renamed) for node in graph.node]
     unconditional, conditional = f"{OWN}unconditional", f"{OWN}conditional"
     after = [
@@ -139,16 +139,6 @@ def _declare_both_halves(graph: onnx.GraphProto, names: Sequence[str]) -> None:
 def _table(name: str, table: SamplingTable, column: str) -> TensorProto:
     values: NDArray[np.float32] = np.array([getattr(step, column) for step in table.steps], np.float32)
     return numpy_helper.from_array(values, name)
-
-
-def _external(baked: Baked) -> TensorProto:
-    """Refer to a float32 tensor of the data file."""
-    tensor = TensorProto(name=BAKED[baked.input], data_type=TensorProto.FLOAT, dims=baked.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    place = {"location": DATA, "offset": str(baked.offset), "length": str(baked.size)}
-    for key, value in place.items():
-        tensor.external_data.add(key=key, value=value)
-    return tensor
 
 
 def _port(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:

@@ -27,11 +27,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from ...specs.errors import Fault, InputError
 from .interfaces import Interface, Port
 from .program import Op, Program, Ref, Shape, Size
-from .skeleton import BLOCK, DATA, DTYPES, PROFILES, Binding, Form, Profile, is_float
+from .skeleton import BLOCK, DATA, DTYPES, IR_VERSION, PROFILES, Binding, Form, Profile, is_float
 
 Array = NDArray[Any]
 
-IR_VERSION = 10
 CONTRIB = "com.microsoft"
 CONTRIB_OPSET = 1
 # A constant may have this many elements; masks and tables stay as the nodes that make them.

@@ -15,6 +15,7 @@ from ..tensors import CODES
 from .program import Program
 
 DATA = "model.onnx_data"
+IR_VERSION = 10
 OPSET = 20  # of graphs without weights, which every host takes
 Precision = Literal["float32", "float16", "bfloat16"]
 Packing = Literal["plain", "int8"]
@@ -62,7 +63,7 @@ class Binding:
     `stored` is the shape in a diffusers file, `shape` the one as written, which has the same number
     of elements; `transposed` means that the two axes of the stored tensor are exchanged on the way.
     With a `block`, rows of the stored matrix are written as 8-bit numbers, and after all of them one
-    scale of `dtype` for each `block` columns; see compiler/packing.py.
+    scale of `dtype` for each `block` columns; see packing.py.
     """
 
     name: str
