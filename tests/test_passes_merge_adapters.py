@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -21,63 +20,36 @@ from retouch.compiler.load import BUILT_IN_MODELS, load_pipeline
 from retouch.compiler.plan import make_plan
 from retouch.specs.errors import InputError
 
+from .adapting import SETTINGS, TARGETS, close, encode, load, predict, shake
 from .passes import make, open_tiny, style, tiny_folder
 from .tiny import DENOISER
-
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut", "proj_in"]
-SETTINGS = {"r": 3, "lora_alpha": 5, "alpha_pattern": {"conv1": 2}, "rank_pattern": {"to_q": 2}}
-
-
-def _shake(module: torch.nn.Module) -> None:
-    """Give every factor values, those that start at zero too."""
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in module.named_parameters():
-        if "lora_" in name:
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def _merge(path: str, folder: Path, **more: object) -> Pipeline:
     return make("merge_adapters", {"adapters": [{"path": path, **more}]}, folder).run(open_tiny())
 
 
-def _loaded(pipeline: Pipeline, component: str, model: torch.nn.Module) -> torch.nn.Module:
-    state = {name: torch.tensor(tensor.read()) for name, tensor in pipeline.tensors_of(component).items()}
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _draw(unet: torch.nn.Module) -> np.ndarray:
-    generator = torch.Generator().manual_seed(3)
-    sample, states = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 16, 32)))
-    with torch.inference_mode():
-        return unet(sample, torch.tensor(500), states).sample.numpy()
-
-
-def _close(found: np.ndarray, expected: np.ndarray) -> None:
-    assert np.abs(found - expected).max() < 1e-5 * max(1.0, np.abs(expected).max())
-
-
 @pytest.mark.parametrize("rslora", [False, True])
 def test_a_denoiser_saved_by_peft_acts_as_at_run_time(tmp_path: Path, rslora: bool) -> None:
     unet = UNet2DConditionModel.from_pretrained(tiny_folder() / "unet")
-    plain = _draw(unet)
+    plain = predict(unet)
     config = LoraConfig(target_modules=TARGETS, use_rslora=rslora, **SETTINGS)
     wrapped = get_peft_model(unet, config).eval()
-    _shake(wrapped)
+    shake(wrapped)
     wrapped.save_pretrained(str(tmp_path))
     merged = _merge("adapter_model.safetensors", tmp_path, config="adapter_config.json")
-    found = _draw(_loaded(merged, "unet", UNet2DConditionModel.from_pretrained(tiny_folder() / "unet")))
-    _close(found, _draw(wrapped))
-    assert np.abs(found - plain).max() > 1e-3
+    again = UNet2DConditionModel.from_pretrained(tiny_folder() / "unet")
+    close(predict(load(merged, "unet", again)), predict(wrapped), plain)
 
 
 def test_both_parts_saved_by_diffusers_act_as_at_run_time(tmp_path: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(tiny_folder() / "unet")
     text = CLIPTextModel.from_pretrained(tiny_folder() / "text_encoder")
+    plain = predict(unet), encode(text)
     unet.add_adapter(LoraConfig(target_modules=TARGETS, **SETTINGS))
     text.add_adapter(LoraConfig(target_modules=["q_proj", "fc1"], r=2, lora_alpha=3))
-    _shake(unet)
-    _shake(text)
+    shake(unet)
+    shake(text)
     # diffusers' annotations are narrower than what its own loader passes here.
     layers: dict[str, Any] = {
         "unet_lora_layers": get_peft_model_state_dict(unet),
@@ -88,11 +60,9 @@ def test_both_parts_saved_by_diffusers_act_as_at_run_time(tmp_path: Path) -> Non
     StableDiffusionPipeline.save_lora_weights(tmp_path, **layers)
     merged = _merge("pytorch_lora_weights.safetensors", tmp_path)
     again = UNet2DConditionModel.from_pretrained(tiny_folder() / "unet")
-    _close(_draw(_loaded(merged, "unet", again)), _draw(unet))
-    ids = torch.arange(16)[None]
-    words = _loaded(merged, "text_encoder", CLIPTextModel.from_pretrained(tiny_folder() / "text_encoder"))
-    with torch.inference_mode():
-        _close(words(ids).last_hidden_state.numpy(), text(ids).last_hidden_state.numpy())
+    close(predict(load(merged, "unet", again)), predict(unet), plain[0])
+    words = load(merged, "text_encoder", CLIPTextModel.from_pretrained(tiny_folder() / "text_encoder"))
+    close(encode(words), encode(text), plain[1])
 
 
 def _style_file(folder: Path, name: str, seed: int) -> None:
