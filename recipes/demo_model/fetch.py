@@ -42,18 +42,22 @@ def fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for source in read_sources():
         archive = folder / source.archive
-        if not archive.exists():
-            wanted = f"{source.package}@{source.version}"
-            subprocess.run(
-                ["npm", "pack", wanted, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL
-            )
-        if digest(archive) != source.integrity:
-            raise SystemExit(
-                f"{archive} is not the file this recipe was written for: its sha512 is {digest(archive)}"
-            )
+        pack(f"{source.package}@{source.version}", archive, source.integrity)
         if not unpacked(folder, source.package).exists():
             with tarfile.open(archive) as tar:
                 tar.extractall(folder / source.package, filter="data")
+
+
+def pack(package: str, archive: Path, integrity: str) -> None:
+    """An npm package (NAME@VERSION) as the archive that ``npm pack`` writes, and no other file."""
+    if not archive.exists():
+        subprocess.run(
+            ["npm", "pack", package, "--silent"], cwd=archive.parent, check=True, stdout=subprocess.DEVNULL
+        )
+    if digest(archive) != integrity:
+        raise SystemExit(
+            f"{archive} is not the file this recipe was written for: its sha512 is {digest(archive)}"
+        )
 
 
 def unpacked(folder: Path, package: str) -> Path:

