@@ -1,6 +1,7 @@
 """The versions and the CPU capability that an artefact's bytes depend on."""
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 # Libraries whose version can change a byte of an artefact.
@@ -29,8 +30,12 @@ def environment() -> dict[str, str]:
     return found
 
 
+@cache
 def installed(name: str) -> str:
-    """Return the version of a library; one that is missing has none, which is no other's either."""
+    """Return the version of a library; one that is missing has none, which is no other's either.
+
+    Finding out takes milliseconds, and every graph's key asks.
+    """
     try:
         return version(name)
     except PackageNotFoundError:

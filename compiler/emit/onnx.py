@@ -94,11 +94,8 @@ class Onnx(Emitter):
         packing = "" if self.weights == "plain" else f"-{self.weights}"
         return f"{self.profile}-{self.precision}{packing}"
 
-    def _skeleton(
-        self, pipeline: Pipeline, interface: Interface, cache: Path, size: str | None = None
-    ) -> Skeleton:
-        wanted = size or self.size
-        declared = None if wanted is None else fixed(interface, wanted, _cell(pipeline))
+    def _skeleton(self, pipeline: Pipeline, interface: Interface, cache: Path) -> Skeleton:
+        declared = None if self.size is None else fixed(interface, self.size, _cell(pipeline))
         form = self.form(interface.component.role)
         return skeleton_of(interface, pipeline.graph_edits, cache, form, declared)
 
@@ -139,11 +136,13 @@ class Onnx(Emitter):
         root: Path,
     ) -> ComponentRecord:
         """Write one graph's folder: the skeleton as it is, the data file, and the config."""
+        from ..graphs.lower import lower
+
         place.mkdir(exist_ok=bool(suffix))
         entries = list(bound)
         (place / f"model{suffix}.onnx").write_bytes(skeleton.graph)
         for size in self.sizes if interface.component.role != "text" else ():
-            graph = self._skeleton(writing.pipeline, interface, writing.job.cache, size).graph
+            graph, _ = lower(skeleton.program, fixed(interface, size, _cell(writing.pipeline)), skeleton.form)
             (place / f"model{suffix}.{size}.onnx").write_bytes(graph)
         if interface.component.role == "denoiser":
             entries += _write_guidance(writing.pipeline, interface, skeleton, place, suffix)
