@@ -107,7 +107,7 @@ class WritePass:
                     leaves.append((step.name, output.copy(step)))
                     self._advance(component, step)
                 del step  # before the next one is computed: both may be large
-        self.job.ledger.digests[file] = output.whole.hexdigest(), file.stat().st_mtime_ns
+        self.job.ledger.remember(file, output.whole.hexdigest())
         return ComponentRecord(
             name=component,
             weights=file.relative_to(root).as_posix(),

@@ -50,6 +50,10 @@ class Ledger:
     files: dict[Path, Written] = field(default_factory=dict)
     digests: dict[Path, tuple[str, int]] = field(default_factory=dict)
 
+    def remember(self, file: Path, digest: str) -> None:
+        """Keep the digest of a file that has just been written."""
+        self.digests[file] = digest, file.stat().st_mtime_ns
+
 
 @dataclass(frozen=True)
 class Job:

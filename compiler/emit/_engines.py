@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -56,6 +56,18 @@ class EngineEmitter(Emitter):
             vae_precision=self.vae_precision,
             size=sizes[0] if len(sizes) == 1 else None,
             parity=self.parity,
+        )
+
+    def static(self, graph: str, claim: str, value: str, unit: str, **rest: Any) -> Evidence:
+        """Return what was found of a graph's engine without running it."""
+        return Evidence(
+            kind="static",
+            claim=claim,
+            subject=f"{self.name}/{graph}",
+            value=value,
+            unit=unit,
+            produced_by=f"emit/{self.name}",
+            **rest,
         )
 
     @abstractmethod

@@ -5,7 +5,6 @@ the pooled text state with the sizes already embedded. Its TensorRT nodes take a
 Source: ComfyUI, `comfy/ldm/modules/diffusionmodules/openaimodel.py`; ComfyUI_TensorRT.
 """
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..write import WritePass
 from . import Emitted, Emitter, Job
 from .onnx import bind
 from .single_file import write_single_file
-from .tensorrt import HEAD, SCRIPT, trtexec
+from .tensorrt import SCRIPT, append_command, trtexec
 
 if TYPE_CHECKING:
     import onnx
@@ -61,14 +60,14 @@ class Comfy(Emitter):
         pipeline = writing.pipeline
         (interface,) = (each for each in interfaces(pipeline) if each.component.role == "denoiser")
         form = Form("tensorrt", "float32" if self.precision == "float32" else "float16")
-        skeleton = skeleton_of(interface, pipeline.graph_edits, writing.job.cache, form, None)
+        skeleton = skeleton_of(interface, pipeline.graph_edits, writing.job.cache, form)
         width = int(interface.component.config.get("projection_class_embeddings_input_dim") or 0)
         place = folder / FOLDER / interface.folder
         place.mkdir()
         (place / "model.onnx").write_bytes(renamed(skeleton.graph, width))
         profile = profiles_of(pipeline, IMAGES, (own_size(pipeline),))[interface.folder]
         command = trtexec(interface.folder, _profile(profile, width))
-        (folder / FOLDER / SCRIPT).write_text(f"{HEAD}{shlex.join(command)}\n", encoding="utf-8")
+        append_command(folder / FOLDER / SCRIPT, command)
         entries = bind(pipeline, interface, skeleton)
         return writing.write(f"{FOLDER}/{interface.folder}", place / DATA, folder, entries)
 

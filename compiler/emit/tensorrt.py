@@ -40,17 +40,30 @@ class Tensorrt(EngineEmitter):
 
     def build(self, place: Path, profile: dict[str, Shapes], job: Job) -> Sequence[Evidence]:
         command = trtexec(place.name, profile)
-        _append(place.parent / SCRIPT, command)
-        evidence = [_checked(place, command, profile)]
+        append_command(place.parent / SCRIPT, command)
+        evidence = [self._checked(place, command, profile)]
         if self.engines:
             order = Order(place / GRAPH, profile, module=PLAIN)
             engine = build(order, place / ENGINE, job.task(f"build {place.name} engine", STEPS))
+            job.ledger.remember(place / ENGINE, engine.sha256)
             facts = {"sha256": engine.sha256, "bytes": engine.size, "tensorrt": engine.version}
-            evidence.append(_static(place.name, "engine built", str(engine.layers), "layers", facts))
+            layers = str(engine.layers)
+            evidence.append(self.static(place.name, "engine built", layers, "layers", details=facts))
         return evidence
 
     def weights(self, data: str) -> str:
         return data
+
+    def _checked(self, place: Path, command: Sequence[str], profile: Mapping[str, Shapes]) -> Evidence:
+        """Return what TensorRT-RTX's parser made of the graph; without it, that nobody asked."""
+        claim = "graph checked with TensorRT's parser"
+        facts: dict[str, Any] = {"command": list(command), "profile": as_numbers(profile)}
+        if find_spec(RTX) is None:
+            facts["note"] = "TensorRT-RTX's parser is not installed, so the graph was not checked with it."
+            return self.static(place.name, claim, "0", "parsers", details=facts)
+        parsed = parse(place / GRAPH)
+        facts |= {"tensorrt_rtx": parsed.version, "layers": parsed.layers}
+        return self.static(place.name, claim, "1", "parsers", details=facts)
 
 
 def check_driver() -> None:
@@ -76,29 +89,7 @@ def trtexec(folder: str, profile: Mapping[str, Shapes]) -> list[str]:
     return [*command, "--skipInference"]
 
 
-def _append(script: Path, command: Sequence[str]) -> None:
+def append_command(script: Path, command: Sequence[str]) -> None:
+    """Add a command to the script that builds engines, which begins with its first one."""
     text = script.read_text(encoding="utf-8") if script.exists() else HEAD
     script.write_text(f"{text}{shlex.join(command)}\n", encoding="utf-8")
-
-
-def _checked(place: Path, command: Sequence[str], profile: Mapping[str, Shapes]) -> Evidence:
-    """Return what TensorRT-RTX's parser made of the graph; without it, that nobody asked."""
-    facts: dict[str, Any] = {"command": list(command), "profile": as_numbers(profile)}
-    if find_spec(RTX) is None:
-        facts["note"] = "TensorRT-RTX's parser is not installed, so the graph was not checked with it."
-        return _static(place.name, "graph checked with TensorRT's parser", "0", "parsers", facts)
-    parsed = parse(place / GRAPH)
-    facts |= {"tensorrt_rtx": parsed.version, "layers": parsed.layers}
-    return _static(place.name, "graph checked with TensorRT's parser", "1", "parsers", facts)
-
-
-def _static(name: str, claim: str, value: str, unit: str, details: dict[str, Any]) -> Evidence:
-    return Evidence(
-        kind="static",
-        claim=claim,
-        subject=f"tensorrt/{name}",
-        value=value,
-        unit=unit,
-        produced_by="emit/tensorrt",
-        details=details,
-    )

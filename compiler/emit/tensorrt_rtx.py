@@ -15,10 +15,11 @@ from ...specs.errors import Fault, InputError
 from ...specs.manifest import Evidence
 from ..engines.building import RTX, STEPS, Engine, Order, Shapes, build, check_installed
 from ..engines.profiles import as_numbers
+from ..graphs.skeleton import DATA, IR_VERSION, OPSET
 from . import Job
 from ._engines import EngineEmitter
 
-GRAPH, DATA, ENGINE = "model.onnx", "model.onnx_data", "model.engine"
+GRAPH, ENGINE = "model.onnx", "model.engine"
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 # "8.6" is RTX 30, "8.9" RTX 40, "12.0" RTX 50, "7.5" RTX 20.
 Capability = Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]
@@ -53,12 +54,13 @@ class TensorrtRtx(EngineEmitter):
     def build(self, place: Path, profile: dict[str, Shapes], job: Job) -> Sequence[Evidence]:
         order = Order(place / GRAPH, profile, self.compute_capabilities)
         engine = build(order, place / ENGINE, job.task(f"build {place.name} engine", STEPS))
+        job.ledger.remember(place / ENGINE, engine.sha256)
         again = self._build_again(order, job) if self.twice else None
         _wrap(place, self.compute_capabilities, engine)
         (place / DATA).unlink()
         # Its weights are inside the engine, which computes no guidance.
         (place / "guided.onnx").unlink(missing_ok=True)
-        return [*self._evidence(place.name, profile, engine), *_repeated(place.name, engine, again)]
+        return [*self._evidence(place.name, profile, engine), *self._repeated(place.name, engine, again)]
 
     def weights(self, data: str) -> str:
         return data.replace(DATA, ENGINE)
@@ -80,31 +82,17 @@ class TensorrtRtx(EngineEmitter):
         }
         note = "The engine was built on a CPU; neither it nor the graph that wraps it was run on a GPU."
         return [
-            _static(name, "engine built ahead of time", str(engine.layers), "layers", details=facts),
-            _static(name, "run on a GPU", "0", "runs", details={"verified": False, "note": note}),
+            self.static(name, "engine built ahead of time", str(engine.layers), "layers", details=facts),
+            self.static(name, "run on a GPU", "0", "runs", details={"verified": False, "note": note}),
         ]
 
-
-def _repeated(name: str, engine: Engine, again: Engine | None) -> list[Evidence]:
-    """Return the evidence of a second build: the number of different engines, which must be one."""
-    if again is None:
-        return []
-    different = len({engine.sha256, again.sha256})
-    limit: dict[str, Any] = {"comparator": "equals", "limit": "1", "passed": different == 1, "count": 2}
-    return [_static(name, "same bytes when built again", str(different), "engines", **limit)]
-
-
-def _static(name: str, claim: str, value: str, unit: str, **rest: Any) -> Evidence:
-    subject = f"tensorrt_rtx/{name}"
-    return Evidence(
-        kind="static",
-        claim=claim,
-        subject=subject,
-        value=value,
-        unit=unit,
-        produced_by="emit/tensorrt_rtx",
-        **rest,
-    )
+    def _repeated(self, name: str, engine: Engine, again: Engine | None) -> list[Evidence]:
+        """Return the evidence of a second build: the number of different engines, which must be one."""
+        if again is None:
+            return []
+        different = len({engine.sha256, again.sha256})
+        limit: dict[str, Any] = {"comparator": "equals", "limit": "1", "passed": different == 1, "count": 2}
+        return [self.static(name, "same bytes when built again", str(different), "engines", **limit)]
 
 
 def _wrap(place: Path, capabilities: Sequence[str], engine: Engine) -> None:
@@ -131,8 +119,10 @@ def _wrap(place: Path, capabilities: Sequence[str], engine: Engine) -> None:
         source=PROVIDER,
     )
     wrapped = onnx.helper.make_graph([node], place.name, graph.input, graph.output)
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
-    model = onnx.helper.make_model(wrapped, producer_name="retouch", opset_imports=opsets, ir_version=10)
+    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(
+        wrapped, producer_name="retouch", opset_imports=opsets, ir_version=IR_VERSION
+    )
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
