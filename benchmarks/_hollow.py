@@ -5,17 +5,15 @@ Shapes come from the modules that the published configs describe, built without 
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
 from retouch.compiler.emit.single_file import single_file_items
 from retouch.compiler.families.published import published_folder
+from retouch.compiler.graphs.prebuild import config_pipeline
 from retouch.compiler.headers import header_bytes
 from retouch.compiler.ir import Pipeline
-from retouch.compiler.load import pipeline_of
-from retouch.compiler.sources import MODEL_ROLES, Opened
-from retouch.compiler.sources.folder import INDEX, family_named, read_components, read_json
+from retouch.compiler.sources import MODEL_ROLES
 from retouch.compiler.tensors import Array, Tensor
 from retouch.compiler.torch_models.modules import build_module
 
@@ -35,19 +33,15 @@ def hollow_pipeline(model: str, dtype: str = "float16") -> Pipeline:
     """Return a published model with every tensor that its modules have, and no element."""
     import torch
 
-    folder = published_folder(model)
-    index = read_json(folder / INDEX)
-    family = family_named(folder, index)
-    components = read_components(folder, index, family)
+    pipeline = config_pipeline(published_folder(model))
     tensors: dict[str, Tensor] = {}
-    for name, component in components.items():
+    for name, component in pipeline.components.items():
         if component.role in MODEL_ROLES:
             with torch.device("meta"):
                 module = build_module(component)
             for key, value in module.state_dict().items():
                 tensors[f"{name}.{key}"] = Hollow(np.dtype(dtype), tuple(value.shape))
-    opened = Opened(family, MappingProxyType(components), MappingProxyType(tensors), (), {})
-    return pipeline_of(opened, "euler", 20)
+    return pipeline.with_tensors(tensors)
 
 
 def write_hollow(pipeline: Pipeline, file: Path) -> Path:

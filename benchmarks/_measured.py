@@ -13,6 +13,7 @@ from typing import Any
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
 UNIT = 1 if sys.platform == "darwin" else 1024
 LIMIT = 16 << 30  # bytes that a peer may take: what a good laptop has
+START = "import sys; from retouch.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Run:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def retouch(*arguments: str | Path) -> list[str]:
+    """Return the command line of `retouch` in this environment."""
+    return [sys.executable, "-c", START, *map(str, arguments)]
 
 
 def measured(

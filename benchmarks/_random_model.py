@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks._hollow import hollow_pipeline
 from retouch.compiler.families.published import published_folder
-from retouch.compiler.headers import header_bytes
+from retouch.compiler.headers import header_bytes, read_header
 from retouch.compiler.sources import MODEL_ROLES
 from retouch.compiler.sources.tokenizers import clip_folder
 
@@ -51,8 +51,6 @@ def _write_tensor(stream: BinaryIO, name: str, dtype: np.dtype, count: int) -> N
 
 def write_adapter(folder: Path, file: Path, rank: int = 8) -> None:
     """Write a LoRA for every attention matrix of a model's denoiser, random, in PEFT's names."""
-    from retouch.compiler.headers import read_header
-
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     generator = np.random.Generator(np.random.PCG64(1))
     rows, data = [], []

@@ -10,7 +10,6 @@ and flushes them as a build does: what no rebuild can be faster than. Writes res
 results/compile.png, and the table in README.md.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -24,10 +23,10 @@ from typing import Any
 import click
 
 from benchmarks._compile_table import write_page, write_plot
-from benchmarks._measured import LIMIT, Run, measured
+from benchmarks._measured import LIMIT, Run, measured, retouch
+from benchmarks._results import RESULTS, kept_results, write_results
 from retouch.compiler.graphs.prebuild import SHORT
 
-RESULTS = Path(__file__).parent / "results"
 CHILD = Path(__file__).with_name("_export_child.py")
 COPY = """
 import os, shutil, sys
@@ -63,7 +62,6 @@ EDITS = """edits:
   - merge_adapters: {{adapters: [{{path: {adapter}, weight: 0.7}}]}}
   - erase_concepts: {{vocabulary: 0, concepts: [{concepts}]}}
 """
-START = "import sys; from retouch.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
@@ -74,8 +72,7 @@ ONE_CORE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 @click.option("--timeout", default=600.0, help="Seconds after which a process is stopped.")
 def main(models: str, peers: str, work: Path | None, timeout: float) -> None:
     """Measure builds and exports of models of true size."""
-    file = RESULTS / "compile.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"models": {}}
+    results = {"models": {}, **kept_results("compile")}
     results["machine"] = machine()
     with tempfile.TemporaryDirectory() as name:
         for model in models.split(","):
@@ -84,8 +81,7 @@ def main(models: str, peers: str, work: Path | None, timeout: float) -> None:
             rows |= measure_ours(folder, Path(name), timeout)
             for peer in filter(None, peers.split(",")):
                 rows |= measure_peer(peer, folder, Path(name) / "peer", timeout)
-            RESULTS.mkdir(exist_ok=True)
-            file.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+            write_results("compile", results)
     write_plot(results, RESULTS / "compile.png")
     write_page(results)
 
@@ -135,9 +131,9 @@ def measure_ours(folder: Path, work: Path, timeout: float) -> dict[str, Any]:
 
 
 def _build(spec: Path, target: Path, cache: Path, timeout: float) -> dict[str, Any]:
-    command = [sys.executable, "-c", START, "build", spec, "-o", target]
     log = spec.with_suffix(".log")
-    run = measured(command, {**ONE_CORE, "RETOUCH_CACHE": str(cache)}, log, timeout=timeout)
+    environment = {**ONE_CORE, "RETOUCH_CACHE": str(cache)}
+    run = measured(retouch("build", spec, "-o", target), environment, log, timeout=timeout)
     return _row(run, target)
 
 

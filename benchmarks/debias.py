@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._results import kept_results, write_results
 from retouch.compiler.cache import default_cache
 from retouch.compiler.contract import Balancing
 from retouch.compiler.evidence.survey import Survey
@@ -31,7 +32,6 @@ from retouch.compiler.plan import Plan, make_plan
 from retouch.runtime.statistics import decimal, wilson
 from retouch.specs.fields import DEMO
 
-RESULTS = Path(__file__).parent / "results"
 # The loop and the verdict each see every style, with backgrounds that the other never sees.
 STYLES = ("", " in noto style", " in fluent style", " in twemoji style")
 SEEN = ("", *(f" on a {color} background" for color in ("blue", "red", "purple", "pink")))
@@ -170,11 +170,9 @@ def write(method: str, plan: Plan, rows: list[dict[str, Any]]) -> None:
     statements = edit.edit.statements(edit.before, edit.after)
     rounds = [one.model_dump(mode="json") for one in statements if one.claim == "debias.weight"]
     show(rows, summary)
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "debias.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
+    kept = kept_results("debias")
     kept[method] = {"professions": rows, "biased": len(biased), "summary": summary, "rounds": rounds}
-    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    write_results("debias", kept)
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str, key: str) -> float:

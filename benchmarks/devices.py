@@ -8,7 +8,6 @@ difference from onnxruntime, as a share of its largest value; images differ by s
 average. Writes results/devices.json.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._results import write_results
 from retouch.compiler.environment import environment
 from retouch.runtime.artefact import Artefact, open_artefact
 from retouch.runtime.noise import normal
 from retouch.runtime.sampler import Sampler
 from retouch.runtime.sessions import Placement, Precision
 
-RESULTS = Path(__file__).parent / "results"
 PLACES: tuple[tuple[str, Precision], ...] = (
     ("cpu", "float32"),
     ("openvino", "float32"),
@@ -64,8 +63,7 @@ def main(artefact: Path, threads: int) -> None:
         "versions": {name: version(name) for name in ("onnxruntime", "openvino")},
         "rows": [asdict(row) for row in rows],
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "devices.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    write_results("devices", found)
     Console().print(table(rows))
 
 

@@ -7,7 +7,6 @@ from the base and from the edited artefact with the same noise. Prints a table w
 writes results/efficacy.json.
 """
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._results import write_results
 from retouch.compiler.build import Options, build
 from retouch.compiler.evidence.trial import hold_trial
 from retouch.compiler.gates._judging import JudgeFile
@@ -25,8 +25,6 @@ from retouch.compiler.plan import make_plan
 from retouch.runtime.console import reporter
 from retouch.specs.fields import DEMO_SPEC
 from retouch.specs.manifest import Evidence
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @click.command()
@@ -47,9 +45,7 @@ def main(spec: Path, images: int, concepts: int, kept_images: int, judge: str) -
             replace(plan, spec=replace(plan.spec, gates=gates)), artefact, options.cache, report
         )
     show(measured)
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps([evidence.model_dump(mode="json") for evidence in measured], indent=2, sort_keys=True)
-    (RESULTS / "efficacy.json").write_text(text + "\n")
+    write_results("efficacy", [evidence.model_dump(mode="json") for evidence in measured])
 
 
 def show(measured: list[Evidence]) -> None:

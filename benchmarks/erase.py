@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results" / "erase.json"
+from benchmarks._results import write_results
+
 CONFIGS = Path(__file__).parents[1] / "compiler" / "families" / "configs"
 MODELS = {"SD 1.5": "stable-diffusion-v1-5", "SDXL": "stable-diffusion-xl-base-1.0"}
 PRESERVED = 100
@@ -317,10 +318,8 @@ def main(concepts: str, limit: float) -> None:
 
 def save(rows: list[dict[str, Any]], encoding: list[dict[str, Any]]) -> None:
     """Write what was measured so far: a run that is stopped keeps its models."""
-    RESULTS.parent.mkdir(exist_ok=True)
     facts = {"machine": platform.machine(), "numpy": np.__version__, "threads": 1}
-    text = json.dumps({"solving": rows, "encoding": encoding, **facts}, indent=2, sort_keys=True)
-    RESULTS.write_text(text + "\n")
+    write_results("erase", {"solving": rows, "encoding": encoding, **facts})
 
 
 def solving(model: str, counts: list[int], limit: float) -> list[dict[str, Any]]:

@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._hollow import hollow_pipeline, write_hollow
+from benchmarks._measured import UNIT, retouch
+from benchmarks._results import write_results
 from retouch.compiler.headers import read_header
 
-RESULTS = Path(__file__).parent / "results"
 MODELS = ("stable-diffusion-v1-5", "stable-diffusion-2-1", "stable-diffusion-xl-base-1.0")
 SPEC = """schema: 1
 name: front-doors
@@ -36,7 +37,6 @@ sampling: {{sampler: euler, steps: 20}}
 emit:
   - onnx: {{}}
 """
-PLAN = "import sys; from retouch.runtime.cli import main; sys.exit(main())"
 # A process starts with its parent's memory as its peak, so one that is small stands between.
 MEASURE = """
 import json, os, subprocess, sys, time
@@ -46,8 +46,6 @@ _, status, usage = os.wait4(process.pid, 0)
 assert status == 0
 print(json.dumps([time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
 """
-# ru_maxrss is in KiB on Linux and in bytes on macOS.
-UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 @click.command()
@@ -61,8 +59,7 @@ def main(runs: int) -> None:
             results[model] = measure(model, Path(name), runs)
             table.add_row(model, *(str(value) for value in results[model].values()))
     Console().print(table)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "front_doors.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    write_results("front_doors", results)
 
 
 def measure(model: str, folder: Path, runs: int) -> dict[str, Any]:
@@ -84,7 +81,7 @@ def measure(model: str, folder: Path, runs: int) -> dict[str, Any]:
 def plan(spec: Path, cache: Path) -> tuple[float, float, int]:
     """Run `retouch plan` and return (seconds, seconds of CPU, peak memory in bytes) of its process."""
     environment = {**os.environ, "RETOUCH_CACHE": str(cache)}
-    command = [sys.executable, "-S", "-c", MEASURE, sys.executable, "-c", PLAN, "plan", str(spec)]
+    command = [sys.executable, "-S", "-c", MEASURE, *retouch("plan", spec)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     seconds, cpu, peak = json.loads(done.stdout)
     return seconds, cpu, peak * UNIT

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._results import write_results
 from retouch.compiler.build import Options, build
 from retouch.compiler.plan import make_plan
 from retouch.runtime.artefact import open_artefact
@@ -30,7 +31,6 @@ from retouch.runtime.sampler import Sampler
 from retouch.specs.fields import DEMO_SPEC
 from tests.tiny import make_tiny_v2, make_tiny_xl
 
-RESULTS = Path(__file__).parent / "results"
 PROMPTS = ["a dog", "the apple logo", "a pizza in noto style", "a female doctor on a blue background"]
 STEPS, SCALE = 20, 4.0  # the demo spec's steps, and a scale of its own
 EQUAL = 200.0  # dB, above what any two different images have
@@ -66,8 +66,7 @@ def main(optimum_python: Path) -> None:
         results[case] = values
         table.add_row(case, *(f"{value}" for value in values.values()))
     Console().print(table)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "interop.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    write_results("interop", results)
 
 
 def demo(sampler: str) -> Callable[[Path], None]:

@@ -6,9 +6,7 @@ Weights are random, so the picture is noise: what is shown is that each step wor
 the picture is one, finite and not of one color. Prints a table and writes results/true_size.json.
 """
 
-import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._measured import Run, measured
+from benchmarks._measured import Run, measured, retouch
+from benchmarks._results import kept_results, write_results
 from benchmarks.compile import make_model
 
-RESULTS = Path(__file__).parent / "results"
-START = "import sys; from retouch.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
 SPEC = """schema: 1
 name: true-size
 version: "1"
@@ -45,12 +42,11 @@ emit:
 @click.option("--work", type=click.Path(path_type=Path), help="Where models go; kept.")
 def main(models: str, size: str, precision: str, work: Path | None) -> None:
     """Build, verify and draw models of true size."""
-    file = RESULTS / "true_size.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    results = kept_results("true_size")
     for model in models.split(","):
         with tempfile.TemporaryDirectory(dir=work) as name:
             results[model] = whole_way(make_model(model, work or Path(name)), Path(name), size, precision)
-        file.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+        write_results("true_size", results)
     Console().print(table_of(results))
 
 
@@ -69,7 +65,7 @@ def whole_way(folder: Path, work: Path, size: str, precision: str) -> dict[str, 
 
 
 def _step(command: list[Any], log: Path) -> Run:
-    run = measured([sys.executable, "-c", START, *command], log=log, timeout=900)
+    run = measured(retouch(*command), log=log, timeout=900)
     if run.outcome != "done":
         Console(stderr=True).print(log.read_text()[-2000:])
     return run
