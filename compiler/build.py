@@ -5,8 +5,6 @@ manifest, card -> sync, rename
 """
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from .cache import default_cache
 from .cost import check_room, estimate
 from .digests import remembering
 from .emit import Emitter, Job, Ledger, Watch
+from .engines.memory import peak_memory
 from .evidence import manifest as manifests
 from .evidence.card import write_card
 from .evidence.trial import hold_trial
@@ -181,12 +180,10 @@ def _keep_lock(plan: Plan, lock: Lock) -> None:
 
 def _attest(folder: Path, started: float) -> None:
     """Write what depends on the hour and the host, apart from everything that must be repeatable."""
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
     facts: dict[str, Any] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_memory(),
         "cores": os.cpu_count(),
         "manifest_sha256": digest_file(folder / "manifest.json"),
     }

@@ -8,11 +8,15 @@ always read: a second write within one tick of the clock would go unseen.
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..specs.canonical import canonical, digest_file
 from .store import Store
+from .tensors import Tensor
 
 # File systems count time in steps of up to two seconds (FAT).
 TICK = 2.0
@@ -36,6 +40,13 @@ def remembering(cache: Path) -> Callable[[Path], str]:
         return found
 
     return digest
+
+
+def feed(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Feed tensors into a hash of `hashlib`, in the order given, each with its name, type and shape."""
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.read().reshape(-1).view(np.uint8).data)
 
 
 def _key(file: Path, status: os.stat_result) -> str:

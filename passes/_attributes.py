@@ -1,14 +1,15 @@
 """The words of a debiasing edit, and their text states: concepts, values of attributes, both together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..compiler.gates._judging import bare
 from ..compiler.ir import Pipeline
-from ..compiler.text.encode import encode_prompts, pooled_width, text_width, tokenizer_of
+from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Floats
 from ..specs.errors import Fault
 from ._templates import fill
+from ._text_states import Mention, Reads, TextStates
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,25 @@ def values_of(attributes: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[Va
 
 
 class States:
-    """Text states of the edit's prompts, float64: of the sequence, or of the pooled state."""
+    """Text states of the edit's mentions, float64: of the sequence, or of the pooled state."""
 
-    def __init__(self, pipeline: Pipeline, prompts: Sequence[str], kind: str = "sequence") -> None:
-        self._encoded = encode_prompts(pipeline, prompts)
-        self._tokenizer = tokenizer_of(pipeline)
-        self._pooled = kind == "pooled"
-        self.width = pooled_width(pipeline) if self._pooled else text_width(pipeline)
+    def __init__(self, pipeline: Pipeline, mentions: Iterable[Mention], reads: Reads = "sequence") -> None:
+        self._states = TextStates(pipeline, mentions, "subject_to_end")
+        self._reads: Reads = reads
+        self.width = pooled_width(pipeline) if reads == "pooled" else text_width(pipeline)
 
     def rows(self, template: str, text: str) -> Floats:
         """Return the rows from the last token of a text to the end, [n, D]; the pooled state is one row."""
-        prompt = fill(template, text)
-        if self._pooled:
-            return self._encoded.pooled_row(prompt).astype("float64")
-        return self.whole(prompt)[self._tokenizer.spelled(prompt, text)[-1] :]
+        return self._states.kept(self._reads, Mention(template, text))
 
     def word(self, template: str, text: str) -> Floats:
         """Return the row of the last token of a text, [1, D]: no token before it knows what follows."""
         return self.rows(template, text)[:1]
 
-    def whole(self, prompt: str) -> Floats:
-        """Return every row of a prompt, padding included."""
-        found = self._encoded.pooled_row(prompt) if self._pooled else self._encoded.rows(prompt)
-        return found.astype("float64")
+    @property
+    def empty(self) -> Floats:
+        """Every row of the empty prompt, padding included."""
+        return self._states.empty(self._reads)
 
 
 def wording_faults(

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..compiler.ir import Pipeline
 from ..compiler.tensors import Array
-from ..compiler.text.encode import text_width
 from ..compiler.text.low_rank import Floats
 from ..compiler.text.text_map import map_names
 from ..runtime.statistics import decimal, wilson
@@ -17,6 +17,7 @@ from ..specs.manifest import Evidence
 from ._attributes import States, aligned
 from ._balance import Round, Subject, weights_after
 from ._closed_form import Grams
+from ._matrices import MatrixSums
 from ._solution import Solved
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _rounds(edit: DebiasConcepts, subject: Subject, rounds: Sequence[Round]) -> 
         yield edit.measured("debias.weight", name, float(weights[i]), details=details)
 
 
-class DebiasEvidence:
+class DebiasEvidence(MatrixSums):
     """Measures, on the written matrices, what is left of an attribute and how far other states moved.
 
     attribute = ||W' d|| / ||W d|| over differences d of two values, for `project`;
@@ -60,30 +61,13 @@ class DebiasEvidence:
     """
 
     def __init__(self, edit: DebiasConcepts, before: Pipeline, after: Pipeline) -> None:
+        has_map = map_names(before)["sequence"] in after.tensors
+        # In float64: what is left of an attribute is a small difference of large sums.
+        super().__init__(before, "sequence", maps=has_map, read=_float64)
         self._edit, self._before = edit, before
-        patterns = [text.pattern for text in before.family.text_inputs if text.reads == "sequence"]
-        weights = [name for pattern in patterns for name in before.select("denoiser", pattern).names]
-        self._map = map_names(before)["sequence"]
-        has_map = self._map in after.tensors
-        self._names = frozenset([*weights, self._map] if has_map else weights)
-        width = text_width(before)
-        self._grams = Grams(width)
-        self._found, self._written = np.eye(width), np.eye(width)
-
-    @property
-    def names(self) -> frozenset[str]:
-        return self._names
-
-    def see(self, name: str, before: Array, written: Array) -> None:
-        if name == self._map:
-            self._written = written.astype(np.float64)
-            self._found = before.astype(np.float64) if before.size else self._found
-        else:
-            self._grams.add(before.astype(np.float64), written.astype(np.float64))
 
     def evidence(self) -> list[Evidence]:
-        states = States(self._before, self._edit.prompts(self._before))
-        grams = self._grams.through(self._found, self._written)
+        states, grams = States(self._before, self._edit.mentions(self._before)), self.grams
         return [*self._attributes(states, grams), *self._drifts(states, grams)]
 
     def _attributes(self, states: States, grams: Grams) -> Iterator[Evidence]:
@@ -103,7 +87,7 @@ class DebiasEvidence:
 
     def _drifts(self, states: States, grams: Grams) -> Iterator[Evidence]:
         edit, limit = self._edit, self._edit.drift_at_most
-        empty = _drift(grams, states.whole(""))
+        empty = _drift(grams, states.empty)
         yield edit.measured("keep.drift", "the empty prompt", empty, 1, at_most=limit)
         for text in edit.preserve:
             value = max(_drift(grams, states.rows(t, text)) for t in edit.templates)
@@ -122,3 +106,7 @@ def _drift(grams: Grams, rows: Floats) -> float:
 def _left(grams: Grams, gaps: Floats) -> float:
     zero = np.zeros_like(gaps)
     return float(np.sqrt(grams.squares(gaps, zero).sum() / grams.squares_before(gaps).sum()))
+
+
+def _float64(array: Array) -> NDArray[np.float64]:
+    return array.astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..compiler.gates._judging import answer_faults
 from ..compiler.ir import Pipeline
 from ..runtime.judges import Judge
 from ..specs.errors import Fault
@@ -36,9 +37,4 @@ def faults_of(edit: DebiasConcepts, pipeline: Pipeline) -> Iterator[Fault]:
 def judge_faults(edit: DebiasConcepts, judge: Judge) -> Iterator[Fault]:
     """Yield each value that the judge cannot name."""
     for name, values in edit.values.items():
-        known = judge.answers.get(name, ())
-        for value in values:
-            if value.answer not in known:
-                told = f"it tells apart {', '.join(known)}" if known else "it has no such question"
-                message = f"the judge has no answer `{value.answer}` to `{name}`"
-                yield Fault("E_JUDGE_LABEL", message, judge.name, told)
+        yield from answer_faults(judge, name, (value.answer for value in values))

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.tensors import Array, widen
-from ..compiler.text.text_map import columns_of, map_names
 from ..runtime.statistics import decimal
 from ..specs.manifest import Evidence
 from ._closed_form import Floats, Grams
 from ._erasing import ADVERSARY_RIDGE, Erasing
+from ._matrices import MatrixSums
 from ._text_states import Reads, mentions_of
 
 # Rows measured at once.
 ROWS = 2048
 
 
-class TextEvidence:
+class TextEvidence(MatrixSums):
     """Measures the matrices that read one kind of text state, and the map before them where one is written.
 
         residual = ||W' c - W g|| / ||W c - W g||    of erased c, led towards g
@@ -32,34 +31,12 @@ class TextEvidence:
     """
 
     def __init__(self, erasing: Erasing, reads: Reads) -> None:
+        super().__init__(erasing.pipeline, reads, maps=erasing.edit.output == "text_map")
         self._erasing = erasing
         self._reads: Reads = reads
-        pipeline = erasing.pipeline
-        inputs = [text_input for text_input in pipeline.family.text_inputs if text_input.reads == reads]
-        self._columns = {
-            name: columns_of(text_input, tensor)
-            for text_input in inputs
-            for name, tensor in pipeline.select("denoiser", text_input.pattern)
-        }
-        self._map = map_names(pipeline)[reads] if erasing.edit.output == "text_map" else None
-        self._found_map = self._written_map = np.eye(erasing.widths[reads])
-        self._grams = Grams(erasing.widths[reads])
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset([*self._columns, *([self._map] if self._map else [])])
-
-    def see(self, name: str, before: Array, written: Array) -> None:
-        if name == self._map:
-            self._written_map = written.astype(np.float64)
-            self._found_map = before.astype(np.float64) if before.size else self._found_map
-            return
-        columns = self._columns[name]
-        self._grams.add(widen(before)[:, columns], widen(written)[:, columns])
 
     def evidence(self) -> list[Evidence]:
-        grams = self._grams.through(self._found_map, self._written_map) if self._map else self._grams
-        measured = _Measured(self._erasing, self._reads, grams)
+        measured = _Measured(self._erasing, self._reads, self.grams)
         return [*measured.erased(), *measured.kept()]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..compiler.digests import feed
 from ..compiler.environment import environment
 from ..compiler.evidence.manifest import parameters
 from ..compiler.ir import Pipeline
@@ -181,7 +182,5 @@ def _square(array: NDArray[np.float64]) -> float:
 @lru_cache(maxsize=4)
 def _digest(tensors: tuple[tuple[str, Tensor], ...]) -> str:
     hasher = sha256()
-    for name, tensor in tensors:
-        hasher.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        hasher.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data)
+    feed(hasher, tensors)
     return hasher.hexdigest()

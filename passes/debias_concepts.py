@@ -27,6 +27,7 @@ from ._preserving import EMPTY_WEIGHT, vocabulary_prompts
 from ._projection import fair_pca_map, ridge_map
 from ._solution import Solution, Solved, SolvedMap, solution_of
 from ._templates import HELD_OUT, TEMPLATES, Text, fill
+from ._text_states import Mention, Reads, mentions_of
 
 Wordings = Annotated[dict[Text, Text], Field(min_length=2)]
 
@@ -130,7 +131,7 @@ class DebiasConcepts(Pass):
     # -- solving -----------------------------------------------------------------------------------------
 
     def _solve(self, pipeline: Pipeline) -> "Solved":
-        states = {kind: States(pipeline, self.prompts(pipeline), kind) for kind in _kinds(pipeline)}
+        states = {kind: States(pipeline, self.mentions(pipeline), kind) for kind in _kinds(pipeline)}
         if self.method == "project":
             return Solved({kind: self._projection(rows) for kind, rows in states.items()}, {})
         words = self.words(pipeline)
@@ -139,7 +140,7 @@ class DebiasConcepts(Pass):
         return Solved(self._maps(states, words, weights), history)
 
     def _projection(self, states: States) -> Floats:
-        fixed = states.whole("")
+        fixed = states.empty
         groups = [
             [states.rows(template, said) for said in explicit]
             for explicit in self.explicit().values()
@@ -225,7 +226,7 @@ class DebiasConcepts(Pass):
             for template, prompt in prompts:
                 rows = states.rows(template, prompt)
                 moments.keep(rows, weight / (len(prompts) * len(rows)))
-        empty = states.whole("")
+        empty = states.empty
         moments.keep(empty, EMPTY_WEIGHT / len(empty))
         return moments.solve(self.ridge * moments.mean_square).matrix
 
@@ -256,12 +257,11 @@ class DebiasConcepts(Pass):
 
     # -- words -------------------------------------------------------------------------------------------
 
-    def prompts(self, pipeline: Pipeline) -> tuple[str, ...]:
-        """Every prompt whose text states are read; one call encodes them all."""
-        said = [text for _, text in self.texts()]
-        filled = [fill(template, text) for template in self.all_templates for text in said]
-        filled += [fill(template, text) for template, text in self.words(pipeline)]
-        return tuple(dict.fromkeys(["", *filled]))
+    def mentions(self, pipeline: Pipeline) -> list[Mention]:
+        """Every text in a template whose text states are read; one call encodes them all."""
+        said = (text for _, text in self.texts())
+        words = (Mention(template, text) for template, text in self.words(pipeline))
+        return [*mentions_of(self.all_templates, said), *words]
 
     @property
     def all_templates(self) -> tuple[str, ...]:
@@ -296,7 +296,7 @@ class DebiasConcepts(Pass):
             yield f"{self.name}.preserve.{i}", text
 
 
-def _kinds(pipeline: Pipeline) -> tuple[str, ...]:
+def _kinds(pipeline: Pipeline) -> tuple[Reads, ...]:
     return ("sequence", "pooled") if pooled_width(pipeline) else ("sequence",)
 
 

@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -88,11 +89,11 @@ class Artefact:
         """Return the pipeline that a target's folder is by itself; paths are relative to that folder."""
         return Artefact(self.verified, target)
 
-    @property
+    @cached_property
     def table(self) -> SamplingTable:
-        """The sampling table. Raises InputError where the artefact has none."""
+        """The sampling table. Raises InputError where there is none, as `verify` where it is invalid."""
         if self._prefix:
-            return SamplingTable.model_validate_json(self.read(SAMPLING))
+            return _parse_table(self.read(SAMPLING), self._prefix + SAMPLING)
         if self.verified.table is None:
             raise InputError(_not_runnable(SAMPLING))
         return self.verified.table
@@ -287,10 +288,17 @@ def _check_file(folder: Path, record: FileRecord) -> Identity | Fault:
 def _read_table(folder: Path) -> SamplingTable:
     try:
         text = _read_document(folder, SAMPLING)
-        _refuse_unknown(SAMPLING, json.loads(text), SAMPLING_SCHEMA)
+    except ValueError as error:
+        raise IntegrityError(_invalid(SAMPLING, error)) from error
+    return _parse_table(text, SAMPLING)
+
+
+def _parse_table(text: bytes, path: str) -> SamplingTable:
+    try:
+        _refuse_unknown(path, json.loads(text), SAMPLING_SCHEMA)
         return SamplingTable.model_validate_json(text)
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(_invalid(SAMPLING, error)) from error
+        raise IntegrityError(_invalid(path, error)) from error
 
 
 def _refuse_unknown(path: str, value: Any, newest: int) -> None:

@@ -5,6 +5,7 @@ them in a graph without weights; steps of weight 1 run the conditional half only
 beside the sample, the table says: this file knows no family of models.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ class Sampler:
             batch_size: images a call; guided steps run twice as many.
 
         Raises:
-            SpecError: the artefact's guidance, negative prompt or size is fixed.
+            SpecError: the artefact's guidance, negative prompt or size is fixed, or cannot be what is asked.
         """
         if not prompts or len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds, expected one seed a prompt")
@@ -188,6 +189,9 @@ class Sampler:
             raise SpecError(
                 Fault("E_GUIDANCE_BAKED", message, "guidance scale", "draw without a guidance scale")
             )
+        if not math.isfinite(guidance_scale):
+            message = f"found {guidance_scale}, expected a finite number"
+            raise SpecError(Fault("E_GUIDANCE", message, "guidance scale"))
         return [
             step.model_copy(update={"guidance_weight": float(guidance_scale)}) for step in self.table.steps
         ]

@@ -51,7 +51,7 @@ def _one_of(named: dict[str, Any]) -> dict[str, Any]:
 
 
 def document_schema(name: str) -> dict[str, Any]:
-    """Return the JSON Schema of the document `lock`, `manifest` or `sampling`."""
+    """Return the JSON Schema of one of DOCUMENTS."""
     return {"$schema": DIALECT, **DOCUMENTS[name].model_json_schema(by_alias=True)}
 
 

@@ -210,6 +210,14 @@ def test_a_sealed_but_unreadable_table_is_told(folder: Path, text: str, error: t
         verify(folder)
 
 
+def test_the_table_of_a_target_is_read_as_strictly(folder: Path) -> None:
+    (folder / "half").mkdir()
+    (folder / "half" / "sampling.json").write_text('{"schema": 3}')
+    seal(folder)
+    with pytest.raises(UndecidedError, match=r"half/sampling\.json"):
+        _ = open_artefact(folder).within("half").table
+
+
 def test_an_artefact_without_a_runnable_target_verifies_and_does_not_run(folder: Path) -> None:
     (folder / "sampling.json").unlink()
     seal(folder)

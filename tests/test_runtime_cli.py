@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 from PIL import Image
-from runtime_artefact import Recipe, make_artefact, some_steps
+from runtime_artefact import Recipe, make_artefact, seal, some_steps
 
 from retouch.runtime import cli, devices
 from retouch.runtime.cli import main
@@ -156,6 +156,17 @@ def test_a_target_that_is_not_there_is_told(
     monkeypatch.setattr("retouch.runtime.commands.run.check_device", lambda name: None)
     assert main([*drawing, "--device", "rtx"]) == 2
     assert "add `- tensorrt_rtx: {}` under `emit`" in capsys.readouterr().err
+
+
+def test_a_target_is_drawn_from_its_own_table(folder: Path, tmp_path: Path) -> None:
+    (folder / "half").mkdir()
+    for entry in [entry for entry in folder.iterdir() if entry.name not in ("half", "manifest.json")]:
+        entry.rename(folder / "half" / entry.name)
+    seal(folder)
+    file = tmp_path / "x.png"
+    options = ["--target", "half", "--threads", "1"]
+    assert main(["run", str(folder), "-p", "a cat", "-o", str(file), *options]) == 0
+    assert json.loads(Image.open(file).info["retouch"])["sampler"] == "ddim, 3 steps"
 
 
 def test_a_device_that_is_not_here_exits_with_4_before_anything_is_read(

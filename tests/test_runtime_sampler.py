@@ -159,6 +159,7 @@ def test_fractions_are_refused_where_the_graph_takes_whole_timesteps(open_sample
         (Recipe(steps=some_steps(), guidance_baked=True), {"guidance_scale": 2.0}, "E_GUIDANCE_BAKED"),
         (Recipe(steps=some_steps(), negative=Negative(baked=True)), {"negative": "x"}, "E_NEGATIVE_BAKED"),
         (Recipe(steps=some_steps((1.0, 1.0))), {"negative": "x"}, "E_NEGATIVE_UNUSED"),
+        (Recipe(steps=some_steps()), {"guidance_scale": float("nan")}, "E_GUIDANCE"),
         (Recipe(steps=some_steps()), {"size": (7, 8)}, "E_SIZE"),
         (Recipe(steps=some_steps(), fixed_size=True), {"size": (16, 8)}, "E_SIZE"),
     ],

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...specs.errors import InputError
-from ..families.published import published_folder, published_models
+from ..families.published import published
 from ..headers import Header, read_header
-from ..load import read_json
 from ..tensors import Stored
 from .kinds import form_of, refusal
 from .reading import stored_alpha
@@ -158,9 +157,8 @@ def block_name(name: str) -> str:
 def bases() -> Mapping[int, tuple[str, ...]]:
     """Return the published models by the width of the text states that their denoisers read."""
     found: dict[int, tuple[str, ...]] = {}
-    for name in published_models():
-        width = read_json(published_folder(name) / "unet" / "config.json")["cross_attention_dim"]
-        found[width] = (*found.get(width, ()), name)
+    for model in published():
+        found[model.width] = (*found.get(model.width, ()), model.name)
     return found
 
 

@@ -1,10 +1,19 @@
-"""How much memory can a process still take here? Of the machine, and of the container around it."""
+"""How much memory can a process still take here, of machine and container, and what has it taken?"""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+# ru_maxrss is in KiB on Linux and in bytes on macOS.
+UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
 
 
 def available_memory() -> int:

@@ -11,7 +11,6 @@ TensorRT), `memory` (peak bytes: the limit was passed), `faults`, or `done`.
 import ctypes
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -22,11 +21,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .memory import peak_memory
+
 INTERVAL = 0.05  # seconds between two looks at the memory
 OVER_LIMIT = 75  # exit code where the limit was passed
 FIXED_ADDRESSES = 0x0040000  # ADDR_NO_RANDOMIZE of Linux' personality(2)
-# ru_maxrss is in KiB on Linux and in bytes on macOS.
-UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Reporter:
@@ -108,21 +107,17 @@ def _watch_memory(limit: int | None, report: Reporter) -> None:
     watching = threading.Event()
 
     def watch() -> None:
-        while limit is not None and _peak_memory() <= limit:
+        while limit is not None and peak_memory() <= limit:
             watching.set()
             time.sleep(INTERVAL)
         watching.set()
         if limit is not None:
-            report("memory", _peak_memory())
+            report("memory", peak_memory())
             os._exit(OVER_LIMIT)
 
     threading.Thread(target=watch, daemon=True).start()
     # It has taken its memory before the builder takes any: their order must not be up to chance.
     watching.wait()
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
 
 
 def _carry_out(order: Mapping[str, Any], stream: BinaryIO, fixed: bool, report: Reporter) -> None:
@@ -144,7 +139,7 @@ def _carry_out(order: Mapping[str, Any], stream: BinaryIO, fixed: bool, report: 
         if not builder.build_serialized_network_to_stream(network, config, _writer(trt, stream, digest)):
             return
         done |= {"sha256": digest.hexdigest(), "size": stream.tell(), "fixed_addresses": fixed}
-        done |= {"peak_memory": _peak_memory()}
+        done |= {"peak_memory": peak_memory()}
     report("done", done)
 
 

@@ -14,10 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from ...runtime.judges import Judge
 from ...specs.canonical import canonical, digest_of
+from ..digests import feed
 from ..environment import environment
 from ..ir import Pipeline
 from ..load import MODEL_ROLES
@@ -87,9 +86,7 @@ def fingerprint(pipeline: Pipeline) -> str:
     for component in pipeline.components.values():
         if component.role in MODEL_ROLES:
             digest.update(canonical({"name": component.name, "config": dict(component.config)}))
-            for name, tensor in pipeline.tensors_of(component.name).items():
-                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-                digest.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data)
+            feed(digest, pipeline.tensors_of(component.name).items())
     about = {
         "tensors": digest.hexdigest(),
         "edits": [asdict(edit) for edit in pipeline.graph_edits],

@@ -5,11 +5,33 @@ a checkpoint's own config, where it has one, always wins. Source: the published 
 parameter counts of the modules that they describe are checked in tests/test_families.py.
 """
 
+import json
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ...specs.errors import Fault, InputError
 
 CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What tells a published model from the others: what its denoiser reads and predicts.
+
+    `width` is that of the text states, `channels` those of its first convolution.
+    """
+
+    name: str
+    width: int
+    channels: int
+    prediction: str
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """Return the published models in the order of their names."""
+    return tuple(map(_described, published_models()))
 
 
 def published_models() -> tuple[str, ...]:
@@ -27,3 +49,11 @@ def published_folder(name: str) -> Path:
         known = ", ".join(published_models())
         raise InputError(Fault("E_PUBLISHED", f"no configs of `{name}`", hint=f"there are: {known}"))
     return CONFIGS / name
+
+
+def _described(name: str) -> Published:
+    denoiser = json.loads((CONFIGS / name / "unet" / "config.json").read_text())
+    scheduler = json.loads((CONFIGS / name / "scheduler" / "scheduler_config.json").read_text())
+    # Noise is what configs mean by leaving it out.
+    prediction = scheduler.get("prediction_type", "epsilon")
+    return Published(name, denoiser["cross_attention_dim"], denoiser["in_channels"], prediction)

@@ -31,7 +31,7 @@ class Trial:
     """What a gate judges: the shipped artefact, the base it was made from, and what the spec edited.
 
     Both draw from the same noise for the same seed. `record` keeps raw results, one row an image,
-    in `evidence/NAME.json`; `advance` counts drawn images for the progress bar. Gates that look inside
+    in `evidence/NAME.jsonl`; `advance` counts drawn images for the progress bar. Gates that look inside
     are given the sealed folder, the source as loaded and the graph edits of the artefact.
     """
 

@@ -1,7 +1,7 @@
 """What gates share: which judge, which label a prompt asks for, and evidence from a count."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +61,16 @@ def label_of(prompt: str, judge: Judge) -> str:
         return wanted
     hint = f"it knows {len(judge.labels)} labels, such as {', '.join(judge.labels[:4])}; name another judge"
     raise UndecidedError(Fault("E_JUDGE_LABEL", f"the judge knows no `{wanted}`", judge.name, hint))
+
+
+def answer_faults(judge: Judge, question: str, answers: Iterable[str]) -> Iterator[Fault]:
+    """Yield each answer that a judge cannot give to a question."""
+    known = judge.answers.get(question, ())
+    hint = f"it tells apart {', '.join(known)}" if known else "name a judge that does"
+    for answer in answers:
+        if answer not in known:
+            message = f"the judge has no answer `{answer}` to `{question}`"
+            yield Fault("E_JUDGE_LABEL", message, judge.name, hint)
 
 
 def seeds(count: int) -> Sequence[int]:

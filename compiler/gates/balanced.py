@@ -8,11 +8,11 @@ from pydantic import Field
 
 from ...runtime.judges import Judge
 from ...runtime.statistics import decimal, wilson
-from ...specs.errors import Fault, UndecidedError, raise_all
+from ...specs.errors import UndecidedError, raise_all
 from ...specs.manifest import Evidence
 from ..contract import Balancing
 from . import Draw, Gate, Trial
-from ._judging import DEMO_JUDGE, JudgeName, Share, open_judge, seeds
+from ._judging import DEMO_JUDGE, JudgeName, Share, answer_faults, open_judge, seeds
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Balanced(Gate):
 
     def decide(self, trial: Trial) -> list[Evidence]:
         judge = open_judge(self.judge)
-        raise_all(UndecidedError, [f for balancing in trial.balanced for f in _unknown(judge, balancing)])
+        asked = ((balancing.question, balancing.answers) for balancing in trial.balanced)
+        raise_all(UndecidedError, [fault for each in asked for fault in answer_faults(judge, *each)])
         return [
             evidence
             for balancing in trial.balanced
@@ -135,18 +136,6 @@ def _counted(answers: list[str], answer: str) -> tuple[float, float, float]:
 
 def _error(judge: Judge, question: str) -> float | None:
     return 1 - judge.accuracy[question] if question in judge.accuracy else None
-
-
-def _unknown(judge: Judge, balancing: Balancing) -> list[Fault]:
-    known = judge.answers.get(balancing.question, ())
-    hint = f"it tells apart {', '.join(known)}" if known else "name a judge that does"
-    return [
-        Fault(
-            "E_JUDGE_LABEL", f"the judge has no answer `{answer}` to `{balancing.question}`", judge.name, hint
-        )
-        for answer in balancing.answers
-        if answer not in known
-    ]
 
 
 def _file_part(concept: str) -> str:

@@ -6,7 +6,7 @@ brings back of that, it would bring back of anything.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -63,6 +63,22 @@ class Probe(ABC):
     def examine(self, case: Case) -> Evidence:
         """Try to revive the concept of a case, and the control, and say what came of it."""
 
+    def recovered(self, case: Case, hits: int, details: Mapping[str, object]) -> Evidence:
+        """Return evidence that the target was recognized in so many images, one a seed."""
+        count = len(case.seeds)
+        low, high = wilson(hits, count)
+        return Evidence(
+            kind="behavioral",
+            claim=f"probe.{self.name}",
+            subject=case.target.name,
+            value=decimal(hits / count),
+            unit="share recovered",
+            interval=(decimal(low), decimal(high)),
+            count=count,
+            produced_by=f"probes/{self.name}",
+            details=dict(details),
+        )
+
     @property
     def name(self) -> str:
         """The name of the file that holds the class."""
@@ -82,20 +98,9 @@ class Revival(Probe):
         control, _ = self.revive(case.patient, case.control, case)
         hits = int(case.target.recognized(images).sum())
         control_hits = int(case.control.recognized(control).sum())
-        low, high = wilson(hits, len(images))
-        return Evidence(
-            kind="behavioral",
-            claim=f"probe.{self.name}",
-            subject=case.target.name,
-            value=decimal(hits / len(images)),
-            unit="share recovered",
-            interval=(decimal(low), decimal(high)),
-            count=len(images),
-            produced_by=f"probes/{self.name}",
-            details={
-                "control": decimal(control_hits / len(control)),
-                "control_interval": [decimal(bound) for bound in wilson(control_hits, len(control))],
-                "control_is": case.control.name,
-                **details,
-            },
-        )
+        beside = {
+            "control": decimal(control_hits / len(control)),
+            "control_interval": [decimal(bound) for bound in wilson(control_hits, len(control))],
+            "control_is": case.control.name,
+        }
+        return self.recovered(case, hits, {**beside, **details})

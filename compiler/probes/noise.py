@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from ...runtime.noise import normal
-from ...runtime.statistics import decimal, wilson
+from ...runtime.statistics import decimal
 from ...specs.manifest import Evidence
 from ..gates import Images
 from . import Case, Probe
@@ -51,19 +51,7 @@ class Noise(Probe):
 
             base = self._shares(case, case.target.prompt, Gradients(case.base))
             details["base_by_strength"] = self._named(base, case)
-        hits = max(concept)
-        low, high = wilson(hits, len(case.seeds))
-        return Evidence(
-            kind="behavioral",
-            claim=f"probe.{self.name}",
-            subject=case.target.name,
-            value=decimal(hits / len(case.seeds)),
-            unit="share recovered",
-            interval=(decimal(low), decimal(high)),
-            count=len(case.seeds),
-            produced_by=f"probes/{self.name}",
-            details=details,
-        )
+        return self.recovered(case, max(concept), details)
 
     def _shares(self, case: Case, prompt: str, model: "Gradients") -> list[int]:
         """Return how many images of each strength show the concept."""

@@ -71,15 +71,6 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class PublicModel:
-    """A published model that a file may be a version of, and what tells it from the others."""
-
-    config: str
-    width: int
-    channels: int
-
-
-@dataclass(frozen=True)
 class Other:
     """A kind of file that is no model of ours, and names that give it away."""
 
@@ -99,7 +90,6 @@ class Layouts:
     left_out: tuple[str, ...]
     ema: str
     flags: dict[str, str]
-    models: tuple[PublicModel, ...]
     predictions: dict[str, dict[str, str]]
     others: tuple[Other, ...]
 

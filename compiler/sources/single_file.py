@@ -14,7 +14,7 @@ from typing import Any
 
 from ...specs.errors import Fault, InputError, raise_all
 from ..families import Family
-from ..families.published import published_folder
+from ..families.published import Published, published, published_folder
 from ..headers import Header, read_header
 from ..ir import Component
 from ..tensors import Tensor
@@ -32,7 +32,7 @@ from .folder import (
     refuse_unknown,
     tokenizer_place,
 )
-from .names import Layout, PublicModel, layouts, layouts_of
+from .names import Layout, layouts, layouts_of
 from .reading import Reading
 from .tokenizers import SIZE, clip_folder, is_tokenizer
 
@@ -65,7 +65,7 @@ def open_single_file(file: Path, given: Given | None = None) -> Opened:
     """
     given = given or Given()
     header = read_header(file)
-    configs = given.config or published_folder(_published(header, file, given.prediction).config)
+    configs = given.config or published_folder(_published(header, file, given.prediction).name)
     index = read_json(configs / INDEX)
     family = family_named(configs, index)
     components = read_components(configs, index, family)
@@ -79,10 +79,10 @@ def open_single_file(file: Path, given: Given | None = None) -> Opened:
     return Opened(family, components, tensors, tuple(sorted(files)), read_settings(index, family), notes)
 
 
-def _published(header: Header, file: Path, prediction: str | None) -> PublicModel:
+def _published(header: Header, file: Path, prediction: str | None) -> Published:
     """Return the published model that a file is a version of. Raises InputError where none or two fit."""
     width, channels = _shape(header, file)
-    fitting = [model for model in layouts().models if (model.width, model.channels) == (width, channels)]
+    fitting = [model for model in published() if (model.width, model.channels) == (width, channels)]
     if not fitting:
         message = f"its denoiser reads {channels} channels and text states of width {width}; none known does"
         hint = (
@@ -93,21 +93,15 @@ def _published(header: Header, file: Path, prediction: str | None) -> PublicMode
         return fitting[0]
     said = prediction or _said(header)
     for model in fitting:
-        if said == _predicts(model):
+        if said == model.prediction:
             return model
-    names = " or ".join(f"{model.config} ({_predicts(model)})" for model in fitting)
+    names = " or ".join(f"{model.name} ({model.prediction})" for model in fitting)
     hint = (
         "add `prediction: epsilon` (512 pixels) or `prediction: v_prediction` (768 pixels) under `source`; "
         "the model's page or the .yaml beside the file says which (`parameterization: v`)"
     )
     message = f"cannot tell {names}: their tensors are alike, and the file says nothing about it"
     raise InputError(Fault("E_PREDICTION", message, str(file), hint))
-
-
-def _predicts(model: PublicModel) -> str:
-    """Return what a published model's denoiser predicts; noise is what configs mean by leaving it out."""
-    scheduler = read_json(published_folder(model.config) / "scheduler" / "scheduler_config.json")
-    return scheduler.get("prediction_type", "epsilon")
 
 
 def _shape(header: Header, file: Path) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...specs.canonical import digest_of
 from ...specs.errors import Fault, InputError, raise_all
 from ..cache import default_cache
+from ..digests import feed
 from ..environment import environment
 from ..families import TextEncoder
 from ..ir import Pipeline
@@ -211,9 +212,7 @@ def _key(source: _Source, ids: tuple[tuple[int, ...], ...], ends: tuple[int, ...
 def _digest(tensors: tuple[tuple[str, Tensor], ...]) -> str:
     """Return the SHA-256 of an encoder's tensors, each with its name, type and shape."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(tensor.read().reshape(-1).view(np.uint8).data)
+    feed(digest, sorted(tensors, key=lambda item: item[0]))
     return digest.hexdigest()
 
 

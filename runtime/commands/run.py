@@ -107,7 +107,7 @@ def command(
             on_step=report.task("draw", len(images) * len(sampler.table.steps)),
         )
     for image, drawn in zip(images, pixels, strict=True):
-        write_png(image.file, drawn, _provenance(image, artefact, negative, guidance_scale))
+        write_png(image.file, drawn, _provenance(image, drawn_from, negative, guidance_scale))
     print_result(_value(artefact, images, cut), _text(artefact, images), as_json)
 
 
