@@ -121,8 +121,12 @@ class Artefact:
 
     def check_unchanged(self, folder: str) -> None:
         """Raise IntegrityError when a listed file directly in `folder` is not the one that was hashed."""
-        inside = [path for path in sorted(self._records) if str(PurePosixPath(path).parent) == folder]
-        raise_all(IntegrityError, (self._changed(path) for path in inside if not self._is_same(path)))
+        changed = (self._changed(path) for path in self.inside(folder) if not self._is_same(path))
+        raise_all(IntegrityError, changed)
+
+    def inside(self, folder: str) -> list[str]:
+        """Return the paths of the listed files directly in `folder`, sorted."""
+        return [path for path in sorted(self._records) if str(PurePosixPath(path).parent) == folder]
 
     def _changed(self, path: str) -> Fault:
         return _changed_since(self._prefix + path)

@@ -26,7 +26,7 @@ def load_rtx(graph: Path, placement: Placement) -> Session:
     options = session_options(placement.threads)
     options.add_provider_for_devices([_gpu()], {})
     try:
-        return from_onnxruntime(onnxruntime.InferenceSession(str(graph), options))
+        return from_onnxruntime(onnxruntime.InferenceSession(str(graph), options), str(graph))
     except LOAD_ERRORS as error:
         hint = "an engine runs on the GPUs that the spec named, with the TensorRT-RTX that built it"
         message = f"the GPU cannot use it: {error}"

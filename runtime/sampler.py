@@ -5,6 +5,7 @@ them in a graph without weights; steps of weight 1 run the conditional half only
 beside the sample, the table says: this file knows no family of models.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from ..specs.sampling import SamplingTable, Step
 from .artefact import Artefact
 from .noise import normal
 from .prompts import PromptEncoder, TextStates
-from .sessions import Placement, Session, open_session
+from .sessions import Placement, Session, Signature, Size, open_session, sizes_beside
 
 Floats = NDArray[np.float32]
 BATCH = 8  # images a denoiser call, guided steps twice that
+DENOISER, DECODER = "unet/model.onnx", "vae_decoder/model.onnx"
 NEEDS: Mapping[str, str] = {
     "inpainting": "an image and a mask to fill in",
     "refining": "an image that another model has drawn",
@@ -29,23 +31,30 @@ NEEDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Sampler:
-    """The loaded parts of an artefact; `open` makes one."""
+    """The loaded parts of an artefact; `open` makes one.
+
+    Rows and columns of a latent are multiples of `multiple`. `sizes` have graphs of their own, in pixels.
+    """
 
     table: SamplingTable
     prompts: PromptEncoder
     denoiser: Session
     combine: Session
     decoder: Session
+    multiple: int = 1
+    sizes: Sequence[Size] = ()
 
     def __post_init__(self) -> None:
         whole = all(step.timestep.is_integer() for step in self.table.steps)
         if np.issubdtype(self.denoiser.inputs["timestep"].dtype, np.integer) and not whole:
             message = f"sampler {self.table.sampler} has fractional timesteps, the denoiser takes whole ones"
-            raise InputError(Fault("E_TIMESTEPS", message, "unet/model.onnx"))
+            raise InputError(Fault("E_TIMESTEPS", message, DENOISER))
 
     @classmethod
-    def open(cls, artefact: Artefact, placement: Placement | None = None) -> "Sampler":
-        """Load the graphs of an artefact.
+    def open(
+        cls, artefact: Artefact, placement: Placement | None = None, size: Size | None = None
+    ) -> "Sampler":
+        """Load the graphs of an artefact: those for images of `size`, where it has some.
 
         Raises:
             SpecError: its model does not draw from text alone.
@@ -57,11 +66,11 @@ class Sampler:
         return cls(
             table=artefact.table,
             prompts=PromptEncoder.open(artefact, placement),
-            denoiser=open_session(artefact, "unet/model.onnx", denoise_inputs, ["out_sample"], placement),
+            denoiser=open_session(artefact, DENOISER, denoise_inputs, ["out_sample"], placement, size),
             combine=open_session(artefact, "unet/combine.onnx", combine_inputs, ["guided"], placement),
-            decoder=open_session(
-                artefact, "vae_decoder/model.onnx", ["latent_sample"], ["sample"], placement
-            ),
+            decoder=open_session(artefact, DECODER, ["latent_sample"], ["sample"], placement, size),
+            multiple=_multiple(artefact),
+            sizes=sizes_beside(artefact, DENOISER),
         )
 
     def draw(
@@ -71,7 +80,7 @@ class Sampler:
         *,
         negative: str | None = None,
         guidance_scale: float | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         noise: Floats | None = None,
         on_step: Callable[[int], None] | None = None,
         batch_size: int = BATCH,
@@ -96,7 +105,7 @@ class Sampler:
         *,
         negative: str | None = None,
         guidance_scale: float | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         noise: Floats | None = None,
         on_step: Callable[[int], None] | None = None,
         batch_size: int = BATCH,
@@ -109,7 +118,7 @@ class Sampler:
         Args:
             negative: prompt of the unconditional half, in place of the table's.
             guidance_scale: one weight for all steps, in place of the table's.
-            size: rows and columns of pixels, in place of the table's.
+            size: rows and columns of pixels, in place of those that the graphs are fixed to, or the table's.
             noise: unit noise [N, C, H, W] in place of the seeds' own.
             on_step: told, after each step of a batch, how many images took it.
             batch_size: images a call; guided steps run twice as many.
@@ -211,19 +220,38 @@ class Sampler:
         states = self.prompts.encode([self.table.negative.prompt if negative is None else negative])
         return states.map(np.zeros_like) if negative is None and self.table.negative.zeros else states
 
-    def _latent_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        latent = self.table.latent
-        if size is None:
-            return latent.channels, latent.height, latent.width
-        cells = [pixels // latent.downscale for pixels in size]
-        if any(pixels <= 0 or pixels % latent.downscale for pixels in size):
-            message = f"{size[0]} x {size[1]} pixels, expected multiples of {latent.downscale}"
+    def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
+        """Return the shape of a latent of images of a size, which the graphs take.
+
+        Raises:
+            SpecError: they do not; says which sizes there are.
+        """
+        downscale = self.table.latent.downscale
+        height, width = self._own_size if size is None else size
+        multiple = downscale * self.multiple
+        if height <= 0 or width <= 0 or height % multiple or width % multiple:
+            message = f"{height} x {width} pixels, expected multiples of {multiple}"
             raise SpecError(Fault("E_SIZE", message, "size"))
-        fixed = self.denoiser.inputs["sample"].shape[2:]
-        if any(limit not in (None, cell) for limit, cell in zip(fixed, cells, strict=True)):
-            message = f"the denoiser's graph is fixed to {fixed[0]} x {fixed[1]} latent cells"
-            raise SpecError(Fault("E_SIZE", message, "size", "draw without a size"))
-        return latent.channels, cells[0], cells[1]
+        cells = height // downscale, width // downscale
+        if not all(port.takes(cells) for port in self._image_ports):
+            sizes = sorted({self._own_size, *self.sizes})
+            there = ", ".join(f"{rows}x{columns}" for rows, columns in sizes)
+            message = f"{height} x {width} pixels, the graphs are fixed to other sizes"
+            raise SpecError(Fault("E_SIZE", message, "size", f"there are: {there}"))
+        return self.table.latent.channels, *cells
+
+    @property
+    def _own_size(self) -> Size:
+        """The size in pixels that is drawn where none is asked for: what the denoiser is fixed to counts."""
+        latent = self.table.latent
+        height, width = self.denoiser.inputs["sample"].shape[2:]
+        return (height or latent.height) * latent.downscale, (width or latent.width) * latent.downscale
+
+    @property
+    def _image_ports(self) -> list[Signature]:
+        """The inputs that are latents."""
+        images = self.denoiser.inputs["sample"], self.combine.inputs["conditional"]
+        return [*images, self.decoder.inputs["latent_sample"]]
 
 
 def _check_task(table: SamplingTable) -> None:
@@ -232,6 +260,15 @@ def _check_task(table: SamplingTable) -> None:
         message = f"the artefact does not draw from text alone, it needs {NEEDS[table.task]}"
         hint = "use it in a host for this task; its folder opens in diffusers' layout"
         raise SpecError(Fault("E_TASK", message, "sampling.json", hint))
+
+
+def _multiple(artefact: Artefact) -> int:
+    """Return what rows and columns of a latent are multiples of: the denoiser halves them between blocks."""
+    folder = DENOISER.partition("/")[0]
+    file = f"{folder}/config.json"
+    config = json.loads(artefact.read(file)) if file in artefact else {}
+    blocks = config.get("block_out_channels") if isinstance(config, dict) else None
+    return 2 ** (len(blocks) - 1) if isinstance(blocks, list) and 0 < len(blocks) < 10 else 1
 
 
 def _added_inputs(table: SamplingTable) -> list[str]:

@@ -3,6 +3,7 @@
 Threads do not spin between operators: an idle session must not burn a core of its host.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,8 +18,9 @@ from ..specs.errors import Fault, InputError, SpecError, UndecidedError
 from .artefact import Artefact
 from .devices import DEVICES, check_device
 
+Size = tuple[int, int]  # height and width of an image, in pixels
 Precision = Literal["float32", "bfloat16"]
-LOG_ERRORS = 3
+LOG_ERRORS, LOG_FATAL = 3, 4
 # onnxruntime's exceptions share no base class but Exception; these are what loading a graph raises.
 LOAD_ERRORS: tuple[type[Exception], ...] = (
     errors.Fail,
@@ -29,6 +31,7 @@ LOAD_ERRORS: tuple[type[Exception], ...] = (
     errors.NotImplemented,
     errors.RuntimeException,
 )
+SIZE = re.compile("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")  # as emitters name graphs of one size
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -63,6 +66,11 @@ class Signature:
     dtype: type[np.generic]
     shape: tuple[int | None, ...]
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether the last dimensions may be `shape`."""
+        last = self.shape[len(self.shape) - len(shape) :]
+        return all(size in (None, wanted) for size, wanted in zip(last, shape, strict=True))
+
 
 class Session:
     """A loaded graph: called with arrays by name, it returns arrays by name.
@@ -90,8 +98,11 @@ def open_session(
     inputs: Sequence[str],
     outputs: Sequence[str],
     placement: Placement | None = None,
+    size: Size | None = None,
 ) -> Session:
     """Load a graph of an artefact from the bytes that were hashed, its weights from beside it.
+
+    Where graphs for the device or for images of `size` lie beside it, it is one of those.
 
     Raises:
         InputError: the artefact has no such graph, or the graph takes other inputs or lacks an output.
@@ -99,7 +110,7 @@ def open_session(
         UndecidedError: the device is not available.
     """
     placement = placement or Placement()
-    path = _preferred(artefact, path, placement.device)
+    path = _preferred(artefact, path, placement.device, size)
     folder = str(PurePosixPath(path).parent)
     graph = artefact.read(path)
     artefact.check_unchanged(folder)
@@ -123,11 +134,19 @@ def load_session(
     return session
 
 
-def from_onnxruntime(session: onnxruntime.InferenceSession) -> Session:
-    """Return a session of onnxruntime's as one of ours."""
+def from_onnxruntime(session: onnxruntime.InferenceSession, name: str) -> Session:
+    """Return a session of onnxruntime's as one of ours; `name` is what errors call its graph."""
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = LOG_FATAL
 
     def run(feeds: dict[str, Any]) -> Sequence[Any]:
-        return session.run(None, feeds)
+        try:
+            return session.run(None, feeds, quiet)
+        except LOAD_ERRORS as error:
+            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in feeds.items())
+            message = f"onnxruntime cannot run it on {shapes}: {error}"
+            hint = "is there memory for images of this size? draw smaller ones, or fewer at once"
+            raise UndecidedError(Fault("E_RUN", message, name, hint)) from error
 
     inputs = {node.name: _signature(node) for node in session.get_inputs()}
     return Session(inputs, {node.name: _signature(node) for node in session.get_outputs()}, run)
@@ -142,11 +161,25 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _preferred(artefact: Artefact, path: str, device: str) -> str:
-    """Return the graph that was made for a device, such as `model.cuda.onnx`, where one lies beside it."""
+def sizes_beside(artefact: Artefact, path: str) -> list[Size]:
+    """Return the sizes that have a graph of their own beside a graph, such as `model.512x768.onnx`."""
+    stem, folder = PurePosixPath(path).stem, str(PurePosixPath(path).parent)
+    names = (PurePosixPath(each).name.split(".") for each in artefact.inside(folder))
+    ends = {name[-2] for name in names if name[0] == stem and name[-1] == "onnx"}
+    found = [end.split("x") for end in ends if SIZE.fullmatch(end)]
+    return sorted((int(height), int(width)) for height, width in found)
+
+
+def _preferred(artefact: Artefact, path: str, device: str, size: Size | None = None) -> str:
+    """Return the graph that was made for a size and a device, such as `model.cuda.512x768.onnx`.
+
+    One for the size comes first: one for the device may be fixed to another.
+    """
     profile = DEVICES[device].profile if device in DEVICES else ""
-    own = str(PurePosixPath(path).with_suffix(f".{profile}.onnx")) if profile else path
-    return own if own in artefact else path
+    ends = [f".{size[0]}x{size[1]}", ""] if size else [""]
+    profiles = [f".{profile}", ""] if profile else [""]
+    wanted = (str(PurePosixPath(path).with_suffix(f"{kind}{end}.onnx")) for end in ends for kind in profiles)
+    return next((each for each in wanted if each in artefact), path)
 
 
 def _load(graph: bytes, name: str, placement: Placement, weights_folder: str) -> Session:
@@ -178,7 +211,7 @@ def _load_onnxruntime(graph: bytes, name: str, placement: Placement, weights_fol
         # onnxruntime goes on without a provider whose libraries it cannot load.
         hint = "are CUDA and cuDNN of onnxruntime's version installed?"
         raise UndecidedError(Fault("E_DRIVER", f"onnxruntime cannot start its {wanted}", name, hint))
-    return from_onnxruntime(session)
+    return from_onnxruntime(session, name)
 
 
 def _check_names(name: str, session: Session, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -41,7 +41,9 @@ class Recipe:
     guidance_baked: bool = False
     timestep_type: int = INT64
     statements: tuple[Evidence, ...] = ()
-    fixed_size: bool = False
+    cells: tuple[int, int] | None = None  # that the graphs are fixed to
+    more_cells: tuple[tuple[int, int], ...] = ()  # that there are further graphs for
+    halvings: int = 0  # of the denoiser
 
 
 def some_steps(weights: tuple[float, ...] = (3.0, 1.0, 2.0), fraction: float = 0.0) -> tuple[Step, ...]:
@@ -148,8 +150,6 @@ def write_tokenizer(folder: Path, pad: str = END) -> None:
 
 
 def _write_graphs(folder: Path, recipe: Recipe) -> None:
-    cells = [CELLS, CELLS] if recipe.fixed_size else ["H", "W"]
-    image = ["B", CHANNELS, *cells]
     _save(
         folder / "text_encoder/model.onnx",
         [
@@ -160,8 +160,33 @@ def _write_graphs(folder: Path, recipe: Recipe) -> None:
         {"last_hidden_state": (FLOAT, ["B", "S", WIDTH]), "pooler_output": (FLOAT, ["B", WIDTH])},
         {"embedding": EMBEDDING, "axis": np.array([1])},
     )
+    _write_image_graphs(folder, "model.onnx", recipe.cells or ("H", "W"), recipe)
+    for cells in recipe.more_cells:
+        height, width = (DOWNSCALE * count for count in cells)
+        _write_image_graphs(folder, f"model.{height}x{width}.onnx", cells, recipe)
+    image = ["B", CHANNELS, "H", "W"]
     _save(
-        folder / "unet/model.onnx",
+        folder / "unet/combine.onnx",
+        [
+            helper.make_node("Sub", ["conditional", "unconditional"], ["direction"]),
+            helper.make_node("Mul", ["direction", "guidance_weight"], ["push"]),
+            helper.make_node("Add", ["unconditional", "push"], ["guided"]),
+        ],
+        {"unconditional": (FLOAT, image), "conditional": (FLOAT, image), "guidance_weight": (FLOAT, [1])},
+        {"guided": (FLOAT, image)},
+        {},
+    )
+    config = {"block_out_channels": [8] * (recipe.halvings + 1)}
+    (folder / "unet/config.json").write_text(json.dumps(config))
+
+
+def _write_image_graphs(
+    folder: Path, name: str, cells: tuple[int, int] | tuple[str, str], recipe: Recipe
+) -> None:
+    """Write denoiser and decoder under a name, of fixed size where `cells` are numbers."""
+    image = ["B", CHANNELS, *cells]
+    _save(
+        folder / "unet" / name,
         [
             helper.make_node("MatMul", ["encoder_hidden_states", "projection"], ["per_token"]),
             helper.make_node("ReduceMean", ["per_token", "token_axis"], ["text"], keepdims=0),
@@ -187,18 +212,7 @@ def _write_graphs(folder: Path, recipe: Recipe) -> None:
         },
     )
     _save(
-        folder / "unet/combine.onnx",
-        [
-            helper.make_node("Sub", ["conditional", "unconditional"], ["direction"]),
-            helper.make_node("Mul", ["direction", "guidance_weight"], ["push"]),
-            helper.make_node("Add", ["unconditional", "push"], ["guided"]),
-        ],
-        {"unconditional": (FLOAT, image), "conditional": (FLOAT, image), "guidance_weight": (FLOAT, [1])},
-        {"guided": (FLOAT, image)},
-        {},
-    )
-    _save(
-        folder / "vae_decoder/model.onnx",
+        folder / "vae_decoder" / name,
         [
             helper.make_node("Slice", ["latent_sample", "first", "last", "channel_axis"], ["colors"]),
             helper.make_node("Resize", ["colors", "", "scales"], ["sample"], mode="nearest"),

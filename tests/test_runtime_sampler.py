@@ -1,5 +1,6 @@
 """The loop over the table computes what the table's formulas say, and no more than it must."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from runtime_artefact import (
     PROJECTION,
     Recipe,
     make_artefact,
+    seal,
     some_steps,
 )
 
@@ -161,7 +163,8 @@ def test_fractions_are_refused_where_the_graph_takes_whole_timesteps(open_sample
         (Recipe(steps=some_steps((1.0, 1.0))), {"negative": "x"}, "E_NEGATIVE_UNUSED"),
         (Recipe(steps=some_steps()), {"guidance_scale": float("nan")}, "E_GUIDANCE"),
         (Recipe(steps=some_steps()), {"size": (7, 8)}, "E_SIZE"),
-        (Recipe(steps=some_steps(), fixed_size=True), {"size": (16, 8)}, "E_SIZE"),
+        (Recipe(steps=some_steps(), halvings=2), {"size": (8, 12)}, "E_SIZE"),
+        (Recipe(steps=some_steps(), cells=(CELLS, CELLS)), {"size": (16, 8)}, "E_SIZE"),
     ],
 )
 def test_what_is_fixed_cannot_be_exchanged(open_sampler, recipe: Recipe, arguments: dict, code: str) -> None:
@@ -177,3 +180,37 @@ def test_another_size_is_drawn_where_the_graph_allows_it(sampler: Sampler) -> No
 def test_each_prompt_needs_a_seed(sampler: Sampler) -> None:
     with pytest.raises(ValueError, match="expected one seed a prompt"):
         sampler.draw(["a cat"], [1, 2])
+
+
+def test_the_graph_of_a_size_is_chosen_and_the_sizes_there_are_are_told(tmp_path: Path) -> None:
+    recipe = Recipe(steps=some_steps(), cells=(4, 4), more_cells=((4, 6), (8, 4)))
+    artefact = open_artefact(make_artefact(tmp_path / "fixed", recipe))
+    folder = make_artefact(tmp_path / "free", Recipe(steps=some_steps()))
+    # Two trainings of a tokenizer may number tokens of equal count differently.
+    shutil.copytree(tmp_path / "fixed" / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    seal(folder)
+    free = open_artefact(folder)
+    for size in [None, (8, 8), (8, 12), (16, 8)]:
+        drawn = Sampler.open(artefact, size=size).draw(["a cat"], [1], size=size)
+        np.testing.assert_array_equal(drawn, Sampler.open(free).draw(["a cat"], [1], size=size))
+    with pytest.raises(SpecError, match=r"12 x 8 pixels.*\n.*there are: 8x8, 8x12, 16x8"):
+        Sampler.open(artefact, size=(12, 8)).draw(["a cat"], [1], size=(12, 8))
+
+
+def test_a_decoder_of_another_size_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    folder = make_artefact(
+        tmp_path / "artefact", Recipe(steps=some_steps(), cells=(4, 4), more_cells=((4, 6),))
+    )
+    (folder / "vae_decoder/model.8x12.onnx").unlink()
+    seal(folder)
+    steps: list[int] = []
+    with pytest.raises(SpecError, match="8 x 12 pixels"):
+        Sampler.open(open_artefact(folder), size=(8, 12)).draw(
+            ["a cat"], [1], size=(8, 12), on_step=steps.append
+        )
+    assert not steps
+
+
+def test_what_the_graphs_are_fixed_to_is_drawn_where_no_size_is_asked_for(open_sampler) -> None:
+    sampler = open_sampler(Recipe(steps=some_steps(), cells=(CELLS, 2 * CELLS)))
+    assert sampler.draw(["a cat"], [1]).shape == (1, CELLS * DOWNSCALE, 2 * CELLS * DOWNSCALE, 3)

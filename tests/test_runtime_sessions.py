@@ -126,6 +126,31 @@ def test_a_graph_made_for_a_device_is_preferred_there(folder: Path) -> None:
     assert sessions._preferred(artefact, "unet/model.onnx", "cuda") == "unet/model.onnx"
 
 
+def test_a_graph_for_a_size_comes_before_one_for_a_device(folder: Path) -> None:
+    graph = (folder / "unet/combine.onnx").read_bytes()
+    for name in ("combine.cuda.onnx", "combine.8x12.onnx", "combine.cuda.8x16.onnx", "combine.x8x.onnx"):
+        (folder / "unet" / name).write_bytes(graph)
+    seal(folder)
+    artefact = open_artefact(folder)
+    chosen = [
+        sessions._preferred(artefact, "unet/combine.onnx", *wanted)
+        for wanted in (("cuda", (8, 16)), ("cuda", (8, 12)), ("cuda", (9, 9)), ("cpu", (8, 16)))
+    ]
+    names = ["combine.cuda.8x16.onnx", "combine.8x12.onnx", "combine.cuda.onnx", "combine.onnx"]
+    assert chosen == [f"unet/{name}" for name in names]
+    assert sessions.sizes_beside(artefact, "unet/combine.onnx") == [(8, 12), (8, 16)]
+
+
+def test_a_graph_that_cannot_be_run_is_no_bug_of_ours(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = open_session(open_artefact(folder), "unet/combine.onnx", COMBINE, ["guided"])
+    halves = {"unconditional": np.zeros((1, 4, 2, 2)), "conditional": np.zeros((1, 4, 3, 3))}
+    with pytest.raises(UndecidedError, match=r"cannot run it on .*conditional \[1, 4, 3, 3\]"):
+        session(**halves, guidance_weight=np.ones(1))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_target_s_folder_is_a_pipeline_by_itself(folder: Path) -> None:
     shutil.copytree(folder, folder.parent / "copy")
     (folder.parent / "copy/manifest.json").unlink()

@@ -91,7 +91,7 @@ def command(
     check_device(device)
     artefact = open_artefact(folder)
     drawn_from = _target(artefact, device, target)
-    sampler = Sampler.open(drawn_from, placement)
+    sampler = Sampler.open(drawn_from, placement, pixels_asked)
     images = _images(prompts, seed, count, output)
     cut = _warn_about_cuts(sampler, prompts)
     if not artefact.manifest.passed:
