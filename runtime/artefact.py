@@ -72,7 +72,7 @@ class Artefact:
     def __init__(self, verified: Verified, target: str = "") -> None:
         self.verified = verified
         self.folder, self.manifest = verified.folder / target, verified.manifest
-        self._prefix = f"{target}/" if target else ""
+        self.target, self._prefix = target, f"{target}/" if target else ""
         self._records = {
             record.path.removeprefix(self._prefix): record
             for record in verified.manifest.files

@@ -234,18 +234,24 @@ class Sampler:
             raise SpecError(Fault("E_SIZE", message, "size"))
         cells = height // downscale, width // downscale
         if not all(port.takes(cells) for port in self._image_ports):
-            sizes = sorted({self._own_size, *self.sizes})
-            there = ", ".join(f"{rows}x{columns}" for rows, columns in sizes)
-            message = f"{height} x {width} pixels, the graphs are fixed to other sizes"
+            message = f"{height} x {width} pixels, the graphs are made for other sizes"
+            there = ", ".join(f"{rows}x{columns}" for rows, columns in self._made_for)
             raise SpecError(Fault("E_SIZE", message, "size", f"there are: {there}"))
         return self.table.latent.channels, *cells
 
     @property
     def _own_size(self) -> Size:
-        """The size in pixels that is drawn where none is asked for: what the denoiser is fixed to counts."""
+        """The size in pixels that is drawn where none is asked for: what the denoiser was made for counts."""
         latent = self.table.latent
-        height, width = self.denoiser.inputs["sample"].shape[2:]
+        height, width = self.denoiser.inputs["sample"].usual[2:]
         return (height or latent.height) * latent.downscale, (width or latent.width) * latent.downscale
+
+    @property
+    def _made_for(self) -> list[Size]:
+        """The sizes in pixels that there are graphs for; of an engine the smallest and the largest too."""
+        taken, scale = self.denoiser.inputs["sample"].taken, self.table.latent.downscale
+        ends = [(shape[2] * scale, shape[3] * scale) for shape in taken] if taken else []
+        return sorted({self._own_size, *self.sizes, *ends})
 
     @property
     def _image_ports(self) -> list[Signature]:

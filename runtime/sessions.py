@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -59,17 +59,39 @@ class Placement:
             raise SpecError(Fault("E_PRECISION", message, "precision", "--device openvino has a choice"))
 
 
+class Taken(NamedTuple):
+    """The shapes that an input of an engine takes: everything from the smallest to the largest."""
+
+    smallest: tuple[int, ...]
+    usual: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Signature:
-    """Type and shape of one graph input or output; a dimension that callers choose is None."""
+    """Type and shape of one graph input or output; a dimension that callers choose is None.
+
+    `taken` is for inputs of engines, which do not take every choice.
+    """
 
     dtype: type[np.generic]
     shape: tuple[int | None, ...]
+    taken: Taken | None = None
+
+    @property
+    def usual(self) -> tuple[int | None, ...]:
+        """The shape that the graph was made for; None for dimensions that are open."""
+        return self.taken.usual if self.taken else self.shape
 
     def takes(self, shape: Sequence[int]) -> bool:
         """Whether the last dimensions may be `shape`."""
-        last = self.shape[len(self.shape) - len(shape) :]
-        return all(size in (None, wanted) for size, wanted in zip(last, shape, strict=True))
+        skipped = len(self.shape) - len(shape)
+        fixed = zip(self.shape[skipped:], shape, strict=True)
+        smallest, _, largest = self.taken or (shape, shape, shape)
+        ranges = zip(smallest[-len(shape) :], shape, largest[-len(shape) :], strict=True)
+        return all(size in (None, wanted) for size, wanted in fixed) and all(
+            low <= wanted <= high for low, wanted, high in ranges
+        )
 
 
 class Session:
@@ -84,12 +106,12 @@ class Session:
         outputs: Mapping[str, Signature],
         run: Callable[[dict[str, Any]], Sequence[Any]],
     ) -> None:
-        self.inputs, self.outputs, self._run = inputs, outputs, run
+        self.inputs, self.outputs, self.run = inputs, outputs, run
 
     def __call__(self, **arrays: NDArray[np.generic]) -> dict[str, NDArray[Any]]:
         """Run the graph; each array is cast to the type of its input."""
         feeds = {name: np.asarray(array, self.inputs[name].dtype) for name, array in arrays.items()}
-        return dict(zip(self.outputs, self._run(feeds), strict=True))
+        return dict(zip(self.outputs, self.run(feeds), strict=True))
 
 
 def open_session(
@@ -116,6 +138,10 @@ def open_session(
     artefact.check_unchanged(folder)
     session = load_session(graph, path, inputs, outputs, placement, str(artefact.folder / folder))
     artefact.check_unchanged(folder)
+    if placement.device == "rtx":
+        from .engines import fitted, taken_by
+
+        return fitted(session, taken_by(artefact, path))
     return session
 
 

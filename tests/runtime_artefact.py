@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from retouch.specs.canonical import canonical, digest_file, merkle_root
-from retouch.specs.manifest import Evidence, FileRecord, Manifest
+from retouch.specs.manifest import Evidence, FileRecord, Manifest, TargetRecord
 from retouch.specs.sampling import Latent, Negative, SamplingTable, Step
 
 NO_NEGATIVE = Negative()
@@ -85,7 +85,7 @@ def make_artefact(folder: Path, recipe: Recipe | None = None) -> Path:
     return folder
 
 
-def seal(folder: Path, statements: tuple[Evidence, ...] = ()) -> None:
+def seal(folder: Path, statements: tuple[Evidence, ...] = (), targets: tuple[TargetRecord, ...] = ()) -> None:
     """Write the manifest of what lies in the folder."""
     (folder / "manifest.json").unlink(missing_ok=True)
     files = [
@@ -106,7 +106,7 @@ def seal(folder: Path, statements: tuple[Evidence, ...] = ()) -> None:
         inputs=[],
         passes=[],
         statements=list(statements),
-        targets=[],
+        targets=list(targets),
         gates=[],
         environment={},
         limits=["It draws nothing but linear functions of its prompt."],

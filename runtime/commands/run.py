@@ -11,7 +11,7 @@ from ..artefact import Artefact, open_artefact
 from ..console import json_option, one_line, print_result, reporter, warn
 from ..devices import DEVICES, check_device
 from ..images import Provenance, write_png
-from ..sampler import BATCH, Sampler
+from ..sampler import Sampler
 from ..sessions import Placement, Precision
 
 MOST_IMAGES = 10_000  # of a prompt; keeps names sortable and seeds below 2^64
@@ -103,7 +103,6 @@ def command(
             negative=negative,
             guidance_scale=guidance_scale,
             size=pixels_asked,
-            batch_size=_batch(artefact, device),
             on_step=report.task("draw", len(images) * len(sampler.table.steps)),
         )
     for image, drawn in zip(images, pixels, strict=True):
@@ -143,12 +142,6 @@ def _target(artefact: Artefact, device: str, asked: str | None) -> Artefact:
         hint = "" if asked is not None else f"add `- {wanted}: {{}}` under `emit` and build it again"
         raise InputError(Fault("E_TARGET", f"no target `{one_line(wanted)}`; there is: {there}", hint=hint))
     return artefact.within(wanted) if wanted else artefact
-
-
-def _batch(artefact: Artefact, device: str) -> int:
-    """Return how many images to draw at once: an engine takes no more than it was built for."""
-    targets = [target for target in artefact.manifest.targets if target.emitter == DEVICES[device].target]
-    return min([BATCH, *(target.parameters["batch"][2] for target in targets)])
 
 
 def _images(prompts: tuple[str, ...], seed: int, count: int, output: Path) -> list[Image]:
