@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._pixels import as_pixels, psnr
 from benchmarks._results import write_results
 from retouch.compiler.build import Options, build
 from retouch.compiler.plan import make_plan
@@ -33,7 +34,6 @@ from tests.tiny import make_tiny_v2, make_tiny_xl
 
 PROMPTS = ["a dog", "the apple logo", "a pizza in noto style", "a female doctor on a blue background"]
 STEPS, SCALE = 20, 4.0  # the demo spec's steps, and a scale of its own
-EQUAL = 200.0  # dB, above what any two different images have
 SMALL = """
 schema: 1
 name: small
@@ -61,8 +61,7 @@ def main(optimum_python: Path) -> None:
                 "optimum_onnx": draw_optimum(folder, noise, optimum_python),
                 "diffusers": draw_diffusers(folder, noise),
             }
-        # no pixel of 255 differs: JSON has no infinity
-        values = {peer: min(round(psnr(ours, pixels), 1), EQUAL) for peer, pixels in peers.items()}
+        values = {peer: psnr(ours, pixels) for peer, pixels in peers.items()}
         results[case] = values
         table.add_row(case, *(f"{value}" for value in values.values()))
     Console().print(table)
@@ -136,16 +135,6 @@ def draw_diffusers(folder: Path, noise: NDArray[np.float32]) -> Pixels:
         return_dict=False,
     )
     return as_pixels(drawn[0])
-
-
-def as_pixels(images: Any) -> Pixels:
-    return np.round(np.asarray(images) * 255).astype(np.uint8)
-
-
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio, in dB."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 CASES: Mapping[str, Callable[[Path], None]] = {
