@@ -4,7 +4,7 @@
 """
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Collection
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -33,11 +33,11 @@ class Nouns:
         """Every single word of the list, frequent ones first."""
         return tuple(dict.fromkeys(word for words in self._words for word in words if word.isalpha()))
 
-    def super_category(self, concept: str, without: Sequence[str] = ()) -> str:
+    def super_category(self, concept: str, without: Collection[str] = ()) -> str:
         """Return the nearest wide and familiar super-category of a concept's last word, with its article.
 
         Args:
-            without: concepts that it must not be; those below it are no trouble while it is wide.
+            without: bare concepts that it must not be; those below it are no trouble while it is wide.
 
         >>> load_nouns().super_category("a pistol")
         'an instrument'
@@ -46,12 +46,12 @@ class Nouns:
         >>> load_nouns().super_category("something unheard of")
         'an object'
         """
-        banned = VAGUE | {bare(text) for text in without}
         at = self._places.get(bare(concept).rpartition(" ")[2])
         while at is not None and self._above[at] != at:
             at = self._above[at]
             word = self._words[at][0]
-            if self._below[at] >= WIDE and self._uses[at] >= FAMILIAR and word not in banned:
+            known = self._below[at] >= WIDE and self._uses[at] >= FAMILIAR
+            if known and word not in VAGUE and word not in without:
                 return with_article(word)
         return with_article(WIDEST)
 

@@ -17,7 +17,7 @@ from ..specs.manifest import Decimal, Evidence
 from ._erase_evidence import TextEvidence, map_statements
 from ._erase_faults import faults_of
 from ._erasing import erasing_of
-from ._nouns import load_nouns
+from ._nouns import bare, load_nouns
 from ._templates import HELD_OUT, TEMPLATES, Text
 from ._text_states import Tokens
 
@@ -114,7 +114,7 @@ class EraseConcepts(Pass):
     @cached_property
     def guides(self) -> dict[str, str]:
         """What each concept is led towards, by its name."""
-        erased = [name for concept in self.concepts for name in concept.names]
+        erased = frozenset(bare(name) for concept in self.concepts for name in concept.names)
         return {
             concept.name: concept.towards or load_nouns().super_category(concept.name, without=erased)
             for concept in self.concepts

@@ -21,13 +21,15 @@ from tokenizers import (
     processors,
 )
 
-from ...runtime.prompts import PromptTokenizer
+from ...runtime.prompts import PromptTokenizer, Tokens
 from ...specs.errors import Fault, InputError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # How CLIP splits text before the byte pairs. Source: Radford et al., 2103.00020, simple_tokenizer.py.
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WORD_END = "</w>"
+# Prompts whose tokens are remembered, about 1 KB each: an edit asks for those of each prompt ten times.
+KEPT = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,20 @@ class Spelling:
 class SourceTokenizer(PromptTokenizer):
     """A tokenizer that also knows where in a prompt each token stands."""
 
+    def __init__(self, text: str, config: dict[str, Any], special_tokens: dict[str, Any]) -> None:
+        super().__init__(text, config, special_tokens)
+        self._spelled = lru_cache(KEPT)(self._spell)
+
+    def tokens(self, prompt: str) -> Tokens:
+        """Return the token ids of a prompt, padded to `length`."""
+        found = self.spelling(prompt)
+        return Tokens((*found.ids, *[self._pad] * (self.length - len(found.ids))), found.cut)
+
     def spelling(self, prompt: str) -> Spelling:
         """Return the tokens of a prompt, truncated to `length`."""
+        return self._spelled(prompt)
+
+    def _spell(self, prompt: str) -> Spelling:
         encoding = self._tokenizer.encode(prompt)
         around = self._tokenizer.num_special_tokens_to_add(False)
         cut = sum(len(piece.ids) - around for piece in encoding.overflowing)
