@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -117,13 +117,14 @@ class Erasing:
     def kept(self, reads: Reads) -> Iterator[tuple[Floats, float]]:
         """Yield the rows of everything that stays, with the weight of each row; the empty prompt apart."""
         preserved = list(mentions_of(self.edit.templates, self.preserved))
-        groups = [
-            (self.edit.preserve_weight, [self.states.kept(reads, mention) for mention in preserved]),
-            (self.edit.vocabulary_weight, [self.states.kept(reads, mention) for mention in self.words]),
-            (self.edit.vocabulary_weight, [self.states.caption(reads, text) for text in self.captions]),
+        groups: list[tuple[float, Sequence[Any], Callable[[Reads, Any], Floats]]] = [
+            (self.edit.preserve_weight, preserved, self.states.kept),
+            (self.edit.vocabulary_weight, self.words, self.states.kept),
+            (self.edit.vocabulary_weight, self.captions, self.states.caption),
         ]
-        for weight, prompts in groups:
-            for rows in prompts:
+        for weight, prompts, rows_of in groups:
+            for prompt in prompts:
+                rows = rows_of(reads, prompt)
                 yield rows, weight / (len(prompts) * len(rows))
 
     def layers(self, reads: Reads) -> Iterator[NDArray[Any]]:
