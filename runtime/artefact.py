@@ -25,6 +25,8 @@ from pydantic import ValidationError
 from ..specs.canonical import digest_file, intact, merkle_root
 from ..specs.errors import Fault, InputError, IntegrityError, UndecidedError, raise_all
 from ..specs.manifest import SCHEMA, FileRecord, Manifest
+from ..specs.probes import SCHEMA as PROBES_SCHEMA
+from ..specs.probes import ProbeReport
 from ..specs.sampling import SCHEMA as SAMPLING_SCHEMA
 from ..specs.sampling import SamplingTable
 
@@ -33,6 +35,7 @@ SAMPLING = "sampling.json"
 # Added after the manifest was sealed, so it cannot list them. A JSON document there is sealed by a
 # digest of its own and names the manifest that it speaks of.
 ATTACHED_FOLDER, ATTACHED_FILES = "attestations", ("model.sig",)
+PROBES = "probes-*.json"  # reports of `retouch probe` among what was attached
 LARGEST_DOCUMENT = 64 << 20  # bytes of a manifest or a table; a larger one is an attack, not a document
 READERS = 4  # files hashed at a time; hashing is faster than most disks from there on
 
@@ -166,6 +169,27 @@ def verify(folder: Path) -> Verified:
     identities = {r.path: i for r, i in zip(listed, checked, strict=True) if not isinstance(i, Fault)}
     table = _read_table(folder) if SAMPLING in present else None
     return Verified(folder, manifest, table, identities)
+
+
+def probe_reports(folder: Path) -> dict[str, ProbeReport]:
+    """Return the probe reports attached to a verified artefact, by path, checked again as they are read.
+
+    Raises:
+        IntegrityError: a document of that name is no such report, or changed; all of them.
+        UndecidedError: one is of a version that this retouch cannot read.
+    """
+    found, faults = {}, []
+    for file in sorted((folder / ATTACHED_FOLDER).glob(PROBES)):
+        path = f"{ATTACHED_FOLDER}/{file.name}"
+        try:
+            value = intact(_read_document(folder, path))
+            _refuse_unknown(path, value, PROBES_SCHEMA)
+            report = {key: entry for key, entry in value.items() if key != "digest"}
+            found[path] = ProbeReport.model_validate_json(json.dumps(report))
+        except (ValueError, RecursionError) as error:
+            faults.append(_invalid(path, error))
+    raise_all(IntegrityError, faults)
+    return found
 
 
 def _survey(folder: Path) -> tuple[list[str], list[Fault]]:

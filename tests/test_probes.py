@@ -24,6 +24,7 @@ from retouch.compiler.torch_models.shipped import check_parity, shipped_pipeline
 from retouch.runtime.artefact import open_artefact, verify
 from retouch.runtime.cli import main
 from retouch.runtime.judges import Judge
+from retouch.specs.canonical import digest_file, sealed
 from retouch.specs.errors import GateError, IntegrityError, UndecidedError
 from retouch.specs.probes import ProbeReport
 
@@ -129,12 +130,36 @@ def test_every_probe_reports_with_a_control_and_verify_accepts_the_report(
 
     verify(tmp_path / "built")
     (file,) = (tmp_path / "built" / "attestations").glob("probes-*.json")
+    assert main(["verify", str(tmp_path / "built")]) == 0
+    shown = capsys.readouterr().out
+    assert f"attestations/{file.name}, judge judge" in shown
+    assert all(f"probe.{name} (a cat): " in shown for name in probes.names())
+    assert main(["verify", str(tmp_path / "built"), "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)["probes"]
+    assert shown["path"] == f"attestations/{file.name}"
+    assert shown["evidence"] == value["evidence"]
+
     report = json.loads(file.read_bytes())
     digest = report.pop("digest")
     assert ProbeReport.model_validate_json(json.dumps(report)).text() == file.read_bytes()
     file.write_bytes(file.read_bytes().replace(digest[:8].encode(), b"00000000"))
     with pytest.raises(IntegrityError):
         verify(tmp_path / "built")
+
+
+def test_an_attached_document_that_is_no_report_is_refused(
+    artefact: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(artefact, tmp_path / "built")
+    about = {"manifest_sha256": digest_file(artefact / "manifest.json")}
+    for name, more, code in (("old", {}, "E_INVALID"), ("new", {"schema": 2}, "E_SCHEMA_VERSION")):
+        file = tmp_path / "built" / "attestations" / f"probes-{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(sealed({**about, **more}))
+        assert main(["verify", str(tmp_path / "built"), "--json"]) in (3, 4)
+        (fault,) = json.loads(capsys.readouterr().out)["faults"]
+        assert (fault["code"], fault["where"]) == (code, f"attestations/{file.name}")
+        file.unlink()
 
 
 def test_two_examinations_find_the_same(

@@ -1,6 +1,6 @@
 """retouch verify: is an artefact whole, and what does its evidence say?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import click
 
 from ...specs.errors import Fault, GateError
 from ...specs.manifest import Evidence, Manifest
-from ..artefact import Verified, verify
+from ...specs.probes import ProbeReport
+from ..artefact import Verified, probe_reports, verify
 from ..console import json_option, one_line, print_result
 
 COMPARATORS = {"at_most": "at most", "at_least": "at least", "equals": "exactly"}
@@ -26,12 +27,15 @@ def command(context: click.Context, folder: Path, integrity_only: bool, as_json:
 
     Nothing may be missing, extra, linked or changed by a bit, else the exit code is 3 and every such
     file is named. That shows a whole artefact, not who made it: without a signature anyone can write
-    a manifest. No code of the artefact runs and no network is used.
+    a manifest. No code of the artefact runs and no network is used. Reports that `retouch probe` attached
+    are shown; they have no limit to meet.
     """
     verified = verify(folder)
+    reports = probe_reports(folder)
     failed = [evidence for evidence in _evidence(verified.manifest) if evidence.passed is False]
     faults = [] if integrity_only else [_fault(evidence) for evidence in failed]
-    print_result(_value(verified), "\n".join(_lines(verified)), as_json, faults)
+    value = {**_value(verified), "probes": [_report(path, reports[path]) for path in reports]}
+    print_result(value, "\n".join([*_lines(verified), *_probe_lines(reports)]), as_json, faults)
     if faults:
         context.exit(GateError.exit_code)
 
@@ -92,6 +96,18 @@ def _lines(verified: Verified) -> Iterator[str]:
     yield from (f"    {_mark(evidence)}  {_sentence(evidence)}" for evidence in _evidence(manifest))
     yield from _listed("limits", manifest.limits)
     yield from _listed("not claimed", manifest.not_claimed)
+
+
+def _report(path: str, report: ProbeReport) -> dict[str, Any]:
+    return {"path": path, **report.model_dump(mode="json", exclude={"environment", "schema_version"})}
+
+
+def _probe_lines(reports: Mapping[str, ProbeReport]) -> Iterator[str]:
+    for path, report in reports.items():
+        yield one_line(f"  probed    {path}, judge {report.judge}")
+        for evidence in report.evidence:
+            control = f", control {evidence.details['control']}" if "control" in evidence.details else ""
+            yield f"    {_mark(evidence)}  {one_line(_sentence(evidence) + control)}"
 
 
 def _mark(evidence: Evidence) -> str:
