@@ -4,6 +4,7 @@ The model's constants were measured with benchmarks/compile.py on two cores of a
 machine: times are for orientation, memory and disk are what `check_room` refuses by.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from .engines.memory import available_memory
 from .graphs.capture import program_key
 from .graphs.interfaces import interfaces
 from .ir import Pipeline
+from .multiplications import of_image
 from .store import Store
 from .write import AHEAD
 
@@ -26,27 +28,42 @@ IMPORT_SECONDS, CAPTURE_SECONDS = 5.0, 0.012
 WRITE_RATE = 350e6
 # Python with NumPy and onnx; the same with torch and the two model libraries; a weight's share of a trace.
 WARM_MEMORY, COLD_MEMORY, CAPTURE_MEMORY = 160 << 20, 400 << 20, 150 << 10
+# Multiplications a second and core while images are drawn: 83e9 for the demo model in batches of 8, 44e9 for
+# SD 2.1 and SDXL at 256x256, one image a call (benchmarks/true_size.py, without loading): between the two.
+DRAW_RATE = 60e9
 # Room beside what is written: graphs, tokenizers, evidence.
 SMALL_FILES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Cost:
-    """An estimate: seconds, bytes of memory at the peak, bytes on disk; `cold` graphs must be captured."""
+    """An estimate: seconds, bytes of memory at the peak, bytes on disk; `cold` graphs must be captured.
+
+    `engine_memory` is the share of the memory that a process which builds engines takes.
+    """
 
     seconds: float
     memory: int
     disk: int
     cold: tuple[str, ...]
+    engine_memory: int = 0
 
 
 def estimate(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> Cost:
-    """Return what a build takes, apart from encoding prompts, from training and from images drawn."""
+    """Return what a build takes; time without encoding prompts, training, drawing and building engines."""
     cold = _cold(pipeline, emitters, cache)
     weights = sum(cold.values())
     disk = sum(emitter.written_bytes(pipeline) for emitter in emitters)
     seconds = disk / WRITE_RATE + (IMPORT_SECONDS + CAPTURE_SECONDS * weights if cold else 0.0)
-    return Cost(seconds, _memory(pipeline, cold), disk + SMALL_FILES, tuple(cold))
+    engines = max((emitter.engine_memory(pipeline) for emitter in emitters), default=0)
+    memory = max(_memory(pipeline, cold), WARM_MEMORY + engines)
+    return Cost(seconds, memory, disk + SMALL_FILES, tuple(cold), engines)
+
+
+def drawing_seconds(pipeline: Pipeline, images: int, evaluations: int) -> float:
+    """Return about how long images of the model's own size take here, with so many evaluations in all."""
+    denoiser, decoder = of_image(pipeline)
+    return (evaluations * denoiser + images * decoder) / (DRAW_RATE * (os.cpu_count() or 1))
 
 
 def check_room(cost: Cost, target: Path) -> None:

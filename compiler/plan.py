@@ -54,6 +54,16 @@ class Plan:
         """Images that the gates will draw."""
         return sum(gate.images_needed(len(self.erased), self.balanced) for gate in self.spec.gates)
 
+    def drawn(self) -> tuple[int, int]:
+        """Return the images that gates and passes will draw, and the denoiser evaluations that these take.
+
+        Half of the gates' images are of the base, which is guided in every step.
+        """
+        edited, base = (each.sampling.table().evaluations for each in (self.pipeline, self.source))
+        of_gates, of_passes = self.images(), sum(edit.images_needed() for edit in self.spec.edits)
+        evaluations = of_gates // 2 * base + (of_gates - of_gates // 2 + of_passes) * edited
+        return of_gates + of_passes, evaluations
+
     def at_work(self, cache: Path, report: Reporter) -> "Plan":
         """Return this plan with its passes told what they draw with: the sampling that the spec ends in."""
         studio = Studio(self.pipeline.sampling, cache, report)
@@ -63,7 +73,7 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain data: what `retouch plan --json` prints."""
         table = self.pipeline.sampling.table()
-        images = self.images() + sum(edit.images_needed() for edit in self.spec.edits)
+        images, evaluations = self.drawn()
         models = {name: size_of(self.pipeline, name) for name in _models(self.pipeline)}
         largest = max(map(bytes_of, self.pipeline.tensors.values()), default=0)
         return {
@@ -100,7 +110,7 @@ class Plan:
             "cost": {
                 "largest_tensor_bytes": largest,
                 "images": images,
-                "denoiser_evaluations": images * table.evaluations,
+                "denoiser_evaluations": evaluations,
             },
         }
 

@@ -7,7 +7,7 @@ import click
 
 from ...runtime.console import json_option, print_result
 from ..cache import default_cache
-from ..cost import check_room, estimate
+from ..cost import check_room, drawing_seconds, estimate
 from ..plan import make_plan
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -28,7 +28,9 @@ def command(spec: Path, regardless: bool, as_json: bool) -> None:
     summary["cost"] |= {
         "disk_bytes": cost.disk,
         "memory_bytes": cost.memory,
+        "engine_memory_bytes": cost.engine_memory,
         "seconds": round(cost.seconds, 1),
+        "drawing_seconds": round(drawing_seconds(plan.pipeline, *plan.drawn()), 1),
         "captures": list(cost.cold),
     }
     print_result({"plan": summary}, _text(summary), as_json)
@@ -51,15 +53,32 @@ def _text(plan: dict[str, Any]) -> str:
     lines += [f"  emit      {emitter['name']}" for emitter in plan["emit"]]
     lines += [f"  gate      {gate['name']}" for gate in plan["gates"]]
     lines.append(
-        f"  cost      about {cost['seconds']:.0f} s, {size(cost['memory_bytes'])} of memory, "
+        f"  cost      about {duration(cost['seconds'])}, {size(cost['memory_bytes'])} of memory, "
         f"{size(cost['disk_bytes'])} on disk, largest tensor {size(cost['largest_tensor_bytes'])}"
     )
     if cost["captures"]:
         lines.append(f"            graphs to capture first: {', '.join(cost['captures'])}")
-    lines.append(
-        f"            {cost['images']:,} images, {cost['denoiser_evaluations']:,} denoiser evaluations"
-    )
+    if cost["engine_memory_bytes"]:
+        lines.append(
+            f"            of the memory {size(cost['engine_memory_bytes'])} to build engines, time apart"
+        )
+    if cost["images"]:
+        drawn = f"{cost['images']:,} images, {cost['denoiser_evaluations']:,} denoiser evaluations"
+        lines.append(
+            f"            then {drawn}: an estimated {duration(cost['drawing_seconds'])} on this machine"
+        )
     return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit that leaves at least two of it.
+
+    >>> duration(0.4), duration(90), duration(150), duration(9000)
+    ('0 s', '90 s', '2 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def size(count: float) -> str:

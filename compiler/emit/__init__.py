@@ -97,6 +97,11 @@ class Emitter(ABC):
         """Return about how many bytes of weights this target writes: as many as there are, unless it says."""
         return sum(map(bytes_of, pipeline.tensors.values()))
 
+    def engine_memory(self, pipeline: Pipeline) -> int:
+        """Return about how many bytes a process beside the build takes: none, unless engines are built."""
+        del pipeline
+        return 0
+
     @property
     def name(self) -> str:
         """The key in the spec: the name of the file that holds the class."""

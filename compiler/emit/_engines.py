@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ...specs.manifest import Evidence
-from ..engines.building import Shapes
+from ..engines.building import Shapes, memory_needed
 from ..engines.profiles import own_size, profiles_of
 from ..ir import Pipeline
 from . import Emitted, Emitter, Job
@@ -46,6 +46,18 @@ class EngineEmitter(Emitter):
             for record in graphs.components
         ]
         return Emitted(tuple(records), (*graphs.evidence, *built))
+
+    def written_bytes(self, pipeline: Pipeline) -> int:
+        """Engines stand beside the graphs' weights while they are built, one at a time."""
+        return self._graphs(pipeline).written_bytes(pipeline) + self._largest(pipeline)
+
+    def engine_memory(self, pipeline: Pipeline) -> int:
+        return memory_needed(self._largest(pipeline))
+
+    def _largest(self, pipeline: Pipeline) -> int:
+        """Return the bytes of the largest component's weights."""
+        graphs = self._graphs(pipeline)
+        return max(graphs.bytes_of(pipeline, name) for name in pipeline.components)
 
     def _graphs(self, pipeline: Pipeline) -> Onnx:
         """Return the target that writes the graphs: of one size where only one is asked for."""

@@ -52,11 +52,13 @@ class Onnx(Emitter):
     captures: ClassVar[bool] = True
 
     def written_bytes(self, pipeline: Pipeline) -> int:
-        roles = {name: component.role for name, component in pipeline.components.items()}
-        return sum(
-            prod(tensor.shape) * self._width(roles[name.partition(".")[0]], len(tensor.shape))
-            for name, tensor in pipeline.tensors.items()
-        )
+        return sum(self.bytes_of(pipeline, name) for name in pipeline.components)
+
+    def bytes_of(self, pipeline: Pipeline, component: str) -> int:
+        """Return about how many bytes of weights the graphs of a component have."""
+        role = pipeline.components[component].role
+        tensors = pipeline.tensors_of(component).values()
+        return sum(prod(tensor.shape) * self._width(role, len(tensor.shape)) for tensor in tensors)
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         self._check(pipeline)

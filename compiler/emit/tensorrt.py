@@ -16,6 +16,7 @@ from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from ..engines.building import PLAIN, RTX, STEPS, Order, Shapes, build, check_installed, parse
 from ..engines.profiles import as_numbers
+from ..ir import Pipeline
 from . import Job
 from ._engines import EngineEmitter
 
@@ -32,6 +33,13 @@ class Tensorrt(EngineEmitter):
     """
 
     engines: bool = False
+
+    def written_bytes(self, pipeline: Pipeline) -> int:
+        """Engines stay beside the graphs, as large as these."""
+        return (1 + self.engines) * self._graphs(pipeline).written_bytes(pipeline)
+
+    def engine_memory(self, pipeline: Pipeline) -> int:
+        return super().engine_memory(pipeline) if self.engines else 0
 
     def check(self) -> None:
         if self.engines:

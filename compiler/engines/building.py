@@ -122,10 +122,15 @@ def build(
     return Engine(messages=messages, **answer)
 
 
+def memory_needed(weights: int) -> int:
+    """Return about how many bytes of memory the build of an engine with so many bytes of weights takes."""
+    return BASE + int(TIMES_WEIGHTS * weights)
+
+
 def _refuse_too_large(order: Order, limit: int) -> None:
     """Raise UndecidedError before hours of swapping, where the weights alone say that it cannot fit."""
     weights = sum(file.stat().st_size for file in order.graph.parent.glob(f"{order.graph.name}_data"))
-    needed = BASE + int(TIMES_WEIGHTS * weights)
+    needed = memory_needed(weights)
     if needed > limit:
         raise UndecidedError(_too_little(order, f"about {_gigabytes(needed)}", limit))
 
