@@ -1,96 +1,135 @@
-"""results/compile.json -> the table in README.md, and the plot of peak memory against model size."""
+"""results/compile.json -> the tables in README.md."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 PAGE = Path(__file__).with_name("README.md")
 START, END = "<!-- compile: start -->", "<!-- compile: end -->"
-COLORS = {
-    "retouch": (31, 119, 180),
-    "torch": (214, 39, 40),
-    "optimum": (44, 160, 44),
-    "olive": (148, 103, 189),
+MODELS: Mapping[str, str] = {"sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL"}
+# What each row measured, in the order of the table.
+ROWS: Mapping[str, str] = {
+    "retouch, U-Net": "retouch: the U-Net's graph, nothing captured",
+    "retouch, cold": "retouch: pipeline, float16, nothing captured",
+    "retouch, warm": "retouch: the same again",
+    "retouch, first edit": "retouch: with edits, prompts encoded",
+    "retouch, edit": "retouch: with edits, prompts kept",
+    "copy": "a plain copy of these files",
+    "retouch, float32": "retouch: pipeline, float32, nothing captured",
+    "retouch, engines": "retouch: pipeline, TensorRT-RTX engines",
+    "torch": "torch.onnx.export: U-Net, float32",
+    "torch16": "torch.onnx.export: U-Net, float16",
+    "optimum": "optimum-onnx: pipeline, float32",
+    "olive": "Olive: pipeline, float16",
+    "draw, retouch": "`retouch run` draws 256x256 in 2 steps",
+    "draw, optimum-onnx": "optimum-onnx draws the same from our folder",
 }
-WIDTH, HEIGHT, MARGIN = 720, 420, 64
+# Largest values that the project set itself: what, model, row, where in the row, unit, divisor.
+TARGETS = (
+    ("U-Net captured, cold", "sd15", "retouch, U-Net", ("seconds",), "s", 1, 20),
+    ("U-Net captured, cold", "sd15", "retouch, U-Net", ("peak_bytes",), "GB", 1e9, 0.6),
+    ("U-Net captured, cold", "sdxl", "retouch, U-Net", ("seconds",), "s", 1, 60),
+    ("U-Net captured, cold", "sdxl", "retouch, U-Net", ("peak_bytes",), "GB", 1e9, 0.7),
+    ("rebuilt after an edit", "sd15", "retouch, edit", ("seconds",), "s", 1, 5),
+    ("rebuilt after an edit", "sd15", "retouch, edit", ("peak_bytes",), "GB", 1e9, 0.3),
+    ("rebuilt after an edit", "sdxl", "retouch, edit", ("seconds",), "s", 1, 30),
+    ("rebuilt after an edit", "sdxl", "retouch, edit", ("peak_bytes",), "GB", 1e9, 0.5),
+    ("engines", "sd15", "retouch, engines", ("seconds",), "s", 1, 60),
+    ("engines", "sd15", "retouch, engines", ("peak_bytes",), "GB", 1e9, 6),
+    ("U-Net, opset 23", "sd15", "retouch, U-Net", ("unet_tensorrt", "nodes"), "nodes", 1, 1200),
+    ("U-Net in onnxruntime", "sd15", "retouch, U-Net", ("unet", "nodes_in_onnxruntime"), "nodes", 1, 1520),
+    ("U-Net beside torch, float32", "sd15", "retouch, float32", ("parity",), "relative", 1, 1e-5),
+)
+Results = Mapping[str, Any]
 
 
-def write_page(results: dict[str, Any]) -> None:
-    """Put the table between its marks in README.md."""
+def write_page(results: Results) -> None:
+    """Put the tables between their marks in README.md, once there is something to say."""
+    if not list(rows_of(results)):
+        return
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n\n{table(results)}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{START}\n\n{page(results)}\n{END}{after}", encoding="utf-8")
 
 
-def table(results: dict[str, Any]) -> str:
+def page(results: Results) -> str:
     """Return the results as Markdown."""
-    machine = results["machine"]
-    lines = [
-        "| model | what | outcome | s | of it CPU, s | peak, MB | written, GB |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    parts = [
+        [*costs(results), *conditions(results)],
+        ["What the graphs of the U-Nets are:", "", *graphs(results)],
+        ["What was aimed at:", "", *targets(results)],
     ]
-    for model, rows in results["models"].items():
-        for name, row in rows.items():
-            numbers = (
-                f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['peak_bytes'] / 1e6:.0f} "
-                f"| {row['output_bytes'] / 1e9:.2f}"
-            )
-            lines.append(f"| {model} | {name} | {row['outcome']} | {numbers} |")
-    versions = ", ".join(f"{name} {number}" for name, number in sorted(machine["versions"].items()))
-    peers = sorted(
-        {
-            f"{name}: {row['versions']}"
-            for rows in results["models"].values()
-            for name, row in rows.items()
-            if row.get("versions")
-        }
+    return "\n".join("\n".join(lines) + "\n" for lines in parts)
+
+
+def rows_of(results: Results) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield (model, row, what was measured), in the order of the tables."""
+    for model in MODELS:
+        rows = results["models"].get(model, {"rows": {}})["rows"]
+        for name in ROWS:
+            if name in rows:
+                yield model, name, rows[name]
+
+
+def costs(results: Results) -> Iterator[str]:
+    """Say what each process took; one that was stopped took at least what is said."""
+    yield "| model | what | s | of it CPU, s | others, cores | peak, MB | written, GB |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    for model, name, row in rows_of(results):
+        done = row["outcome"] == "done"
+        seconds = f"{row['seconds']:.1f}" if done else f"**{row['outcome']}** ({row['seconds']:.0f} s)"
+        written = f"{row['output_bytes'] / 1e9:.2f}" if done else ""
+        numbers = f"{row['cpu_seconds']:.1f} | {row['others']:.1f} | {row['peak_bytes'] / 1e6:.0f}"
+        yield f"| {MODELS[model]} | {ROWS[name]} | {seconds} | {numbers} | {written} |"
+
+
+def conditions(results: Results) -> Iterator[str]:
+    """Say on what, and beside what, the rows were measured."""
+    rows = [row for _, _, row in rows_of(results)]
+    machines = ", ".join(sorted({row["machine"] for row in rows}))
+    dates = sorted({row["date"] for row in rows})
+    busy, load = max(row["others"] for row in rows), max(row["load"] for row in rows)
+    yield ""
+    yield (
+        f"Measured on {machines}, one thread each, on {' and '.join(dates)}. Other programs kept at most "
+        f"{busy:.1f} cores busy meanwhile (*others*); the load at a start was at most {load:.1f}."
     )
-    lines += [
-        "",
-        f"{machine['cores']} cores ({machine['processor']}), load {machine['load']} at the start: other "
-        "work ran beside it, so seconds by the clock are upper bounds and CPU seconds compare better. "
-        f"{versions}.",
-        *([f"Peers: {'; '.join(peers)}."] if peers else []),
-        "`retouch` builds every component; `torch` and `olive` export the U-Net alone, `optimum` everything.",
-    ]
-    return "\n".join(lines) + "\n"
+    tools: dict[str, set[str]] = {}
+    for row in rows:
+        for name, number in row["versions"].items():
+            tools.setdefault(name, set()).add(number)
+    named = ", ".join(f"{name} {' and '.join(sorted(numbers))}" for name, numbers in sorted(tools.items()))
+    yield f"Versions: {named}."
+    for model, _, row in rows_of(results):
+        if "psnr" in row:
+            yield (
+                f"{MODELS[model]}: the pictures of `retouch run` and optimum-onnx agree to {row['psnr']} dB "
+                f"(standard deviation of the pixels: {row['spread']:.0f} of 255)."
+            )
 
 
-def write_plot(results: dict[str, Any], file: Path) -> None:
-    """Draw peak memory against the bytes of the model as it lies on disk, both linear from zero."""
-    points = list(_points(results))
-    if not points:
-        return
-    right = max(size for _, size, _, _ in points) * 1.1
-    top = max(peak for _, _, peak, _ in points) * 1.1
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-
-    def place(size: float, peak: float) -> tuple[float, float]:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * size / right
-        return x, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * peak / top
-
-    draw.line([place(0, top), place(0, 0), place(right, 0)], fill="black")
-    draw.text((MARGIN, MARGIN / 3), "peak memory, GB", fill="black", font=font)
-    draw.text((WIDTH - 3.2 * MARGIN, HEIGHT - MARGIN / 2), "model on disk, GB", fill="black", font=font)
-    for tick in range(1, 5):
-        draw.text(place(right * tick / 5, -top * 0.02), f"{right * tick / 5:.1f}", fill="black", font=font)
-        x, y = place(0, top * tick / 5)
-        draw.text((x - 34, y - 8), f"{top * tick / 5:.1f}", fill="black", font=font)
-    for name, size, peak, outcome in points:
-        x, y = place(size, peak)
-        color = COLORS[name.partition(",")[0]]
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color if outcome == "done" else None, outline=color)
-        draw.text((x + 8, y - 8), name if outcome == "done" else f"{name}: {outcome}", fill=color, font=font)
-    image.save(file)
+def graphs(results: Results) -> Iterator[str]:
+    """Say what each exporter made of a U-Net."""
+    yield "| model | graph | opset | nodes | in onnxruntime | free dimensions |"
+    yield "| --- | --- | ---: | ---: | ---: | --- |"
+    for model, name, row in rows_of(results):
+        for key, form in (("unet", ""), ("unet_tensorrt", ", TensorRT's profile")):
+            if row.get(key):
+                graph = row[key]
+                numbers = graph["opset"], graph["nodes"], graph.get("nodes_in_onnxruntime", "")
+                cells = (ROWS[name].partition(":")[0] + form, *numbers, ", ".join(graph["free"]) or "none")
+                yield f"| {MODELS[model]} | {' | '.join(map(str, cells))} |"
 
 
-def _points(results: dict[str, Any]) -> Any:
-    """Yield (what, size of the model in GB, peak in GB, outcome)."""
-    for rows in results["models"].values():
-        size = rows["copy"]["output_bytes"] / 1e9
-        for name, row in rows.items():
-            if name in ("retouch, cold", "retouch, edit", "torch", "optimum", "olive"):
-                yield name, size, row["peak_bytes"] / 1e9, row["outcome"]
+def targets(results: Results) -> Iterator[str]:
+    """Say which aims were met."""
+    yield "| what | model | at most | measured | |"
+    yield "| --- | --- | ---: | ---: | --- |"
+    for what, model, row, path, unit, divisor, most in TARGETS:
+        value: Any = results["models"].get(model, {"rows": {}})["rows"].get(row)
+        for key in path:
+            value = value and value.get(key)
+        if value is not None:
+            said = "met" if value / divisor <= most else "**missed**"
+            yield f"| {what} | {MODELS[model]} | {most:g} {unit} | {value / divisor:.3g} {unit} | {said} |"

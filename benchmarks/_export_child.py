@@ -1,86 +1,75 @@
 """Run by compile.py in another exporter's environment: export a diffusers folder. Imports nothing of retouch.
 
-Arguments: exporter (torch, optimum or olive), folder of the model, folder for what it writes.
+Arguments: exporter (torch, optimum or olive), precision, folder of the model, folder for what it writes;
+with the exporter alone, it says its versions.
+Each is used as its documentation has it. Dimensions are left free where it can do so: the batch (torch),
+batch and size (optimum-onnx), none (Olive). optimum-onnx does not compare what it wrote with torch, as our
+builds do not here.
 """
 
 import json
+import os
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-exporter, model, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 
-
-def export_with_torch() -> None:
-    """The U-Net alone, in float32, batch and size dynamic, as torch's documentation has it."""
+def export_with_torch(precision: str, model: Path, target: Path) -> None:
+    """The U-Net alone: torch.onnx.export, batch dynamic, weights in a file of their own."""
     import torch
     from diffusers import UNet2DConditionModel
 
-    unet: Any = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32).eval()
-    width, size = unet.config.cross_attention_dim, 8 * 2 ** (len(unet.config.block_out_channels) - 1)
-    sample, states = torch.zeros(2, 4, size, size), torch.zeros(2, 77, width)
+    dtype = getattr(torch, precision)
+    unet: Any = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=dtype).eval()
+    config = unet.config
     inputs: dict[str, Any] = {
-        "sample": sample,
+        "sample": torch.zeros(2, config.in_channels, config.sample_size, config.sample_size, dtype=dtype),
         "timestep": torch.tensor(1.0),
-        "encoder_hidden_states": states,
-        "return_dict": False,
+        "encoder_hidden_states": torch.zeros(2, 77, config.cross_attention_dim, dtype=dtype),
     }
-    if unet.config.addition_embed_type == "text_time":
-        inputs["added_cond_kwargs"] = {"text_embeds": torch.zeros(2, 1280), "time_ids": torch.zeros(2, 6)}
-    program = torch.onnx.export(unet, (), kwargs=inputs, dynamo=True)
-    assert program is not None
-    program.save(target / "model.onnx", external_data=True)
+    shapes: dict[str, Any] = {name: {0: "batch"} if value.dim() else None for name, value in inputs.items()}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        sizes = {"text_embeds": pooled, "time_ids": 6}
+        added = {name: torch.zeros(2, size, dtype=dtype) for name, size in sizes.items()}
+        inputs["added_cond_kwargs"] = added
+        shapes["added_cond_kwargs"] = {name: {0: "batch"} for name in added}
+    (target / "unet").mkdir()
+    file = target / "unet" / "model.onnx"
+    torch.onnx.export(
+        unet, (), file, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, external_data=True, verbose=False
+    )
 
 
-def export_with_optimum() -> None:
-    """The whole pipeline, float32, without the comparison that it runs at the end."""
+def export_with_optimum(precision: str, model: Path, target: Path) -> None:
+    """The whole pipeline: main_export, in float32, the only precision that it exports to without a GPU."""
     from optimum.exporters.onnx import main_export  # type: ignore[import-not-found] # own environment
 
+    assert precision == "float32"
     main_export(str(model), output=str(target), task="text-to-image", do_validation=False)
 
 
-def export_with_olive() -> None:
-    """The U-Net alone: OnnxConversion, the first pass of Olive's Stable Diffusion recipes."""
-    from olive.workflows import run  # type: ignore[import-not-found] # own environment
-
-    script = target / "unet_script.py"
-    script.write_text(
-        "import torch\n"
-        "from diffusers import UNet2DConditionModel\n\n"
-        "def load(model_path=None):\n"
-        f"    return UNet2DConditionModel.from_pretrained({str(model / 'unet')!r}).float()\n\n"
-        "def inputs(model=None):\n"
-        "    return {'sample': torch.zeros(2, 4, 64, 64), 'timestep': torch.tensor(1.0),\n"
-        "            'encoder_hidden_states': torch.zeros(2, 77, 768)}\n"
-    )
-    names = ["sample", "timestep", "encoder_hidden_states"]
-    axes = {
-        "sample": {0: "batch", 2: "height", 3: "width"},
-        "encoder_hidden_states": {0: "batch", 1: "sequence"},
-    }
-    run(
-        {
-            "input_model": {
-                "type": "PyTorchModel",
-                "model_loader": "load",
-                "model_script": str(script),
-                "dummy_inputs_func": "inputs",
-                "io_config": {"input_names": names, "output_names": ["out_sample"], "dynamic_axes": axes},
-            },
-            "passes": {
-                "convert": {"type": "OnnxConversion", "target_opset": 17, "save_as_external_data": True}
-            },
-            "output_dir": str(target / "out"),
-            "cache_dir": str(target / "cache"),
-        }
-    )
+def export_with_olive(precision: str, model: Path, target: Path) -> None:
+    """The whole pipeline: `olive capture-onnx-graph`. With diffusers 0.42 it cannot tell the variant."""
+    variant = "sdxl" if (model / "text_encoder_2").is_dir() else "sd"
+    command = [sys.executable, "-m", "olive", "capture-onnx-graph", "-m", str(model)]
+    command += ["--model_variant", variant, "--torch_dtype", precision, "-o", str(target)]
+    # Its cache goes to the current folder.
+    subprocess.run([*command, "--disable_telemetry"], check=True, cwd=target.parent)
 
 
-LIBRARIES = {
-    "torch": ("torch", "onnxscript"),
-    "optimum": ("optimum-onnx", "torch"),
-    "olive": ("olive-ai", "torch"),
+EXPORTERS = {
+    "torch": (export_with_torch, ("torch", "onnxscript", "diffusers")),
+    "optimum": (export_with_optimum, ("optimum-onnx", "optimum", "torch", "diffusers", "transformers")),
+    "olive": (export_with_olive, ("olive-ai", "torch", "onnxscript", "diffusers", "transformers")),
 }
-print("VERSIONS", json.dumps({name: version(name) for name in LIBRARIES[exporter]}), flush=True)
-{"torch": export_with_torch, "optimum": export_with_optimum, "olive": export_with_olive}[exporter]()
+
+if __name__ == "__main__":
+    run, libraries = EXPORTERS[sys.argv[1]]
+    if len(sys.argv) > 2:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        run(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    else:
+        print("FACTS", json.dumps({"versions": {name: version(name) for name in libraries}}))

@@ -2,10 +2,12 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,26 @@ from typing import Any
 UNIT = 1 if sys.platform == "darwin" else 1024
 LIMIT = 16 << 30  # bytes that a peer may take: what a good laptop has
 START = "import sys; from retouch.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+INTERVAL = 0.1  # seconds between two looks at a process
+PROCESSES = Path("/proc")
+# Fields of /proc/stat that are work: user, nice, system, irq, softirq. Source: proc_stat(5).
+WORK = (0, 1, 2, 5, 6)
+NO_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a process took. `outcome` is `done`, or why there is no result."""
+    """What a process took, with those that it started. `outcome` is `done`, or why there is no result.
+
+    `load` is the machine's at the start, and `others` how many cores other programs kept busy meanwhile.
+    """
 
     outcome: str
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    load: float
+    others: float
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,46 +53,83 @@ def measured(
     limit: int | None = None,
     timeout: float = 600.0,
 ) -> Run:
-    """Run a command and wait for it; with `limit`, it may not have more bytes of memory than that."""
-    started = time.monotonic()
+    """Run a command and wait for it; it is stopped after `timeout` seconds, or over `limit` bytes."""
+    started, worked, load = time.monotonic(), _worked() - time.process_time(), os.getloadavg()[0]
     with (log or Path(os.devnull)).open("ab") as stream:
         process = subprocess.Popen(
             [str(part) for part in command],
             env={**os.environ, **(environment or {})},
             stdout=stream,
             stderr=stream,
-            preexec_fn=None if limit is None else lambda: _restrict(limit),
+            start_new_session=True,
         )
-        status, usage, late = _wait(process, started + timeout)
-    seconds = time.monotonic() - started
-    outcome = f"not done after {timeout:.0f} s" if late else _outcome(status, limit, log)
-    return Run(outcome, round(seconds, 1), round(usage.ru_utime + usage.ru_stime, 1), usage.ru_maxrss * UNIT)
+        stopped, peak, usage = _wait(process, started + timeout, limit)
+    seconds, own = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    outcome = {
+        "late": f"took longer than {timeout / 60:g} min",
+        "large": f"did not fit {(limit or 0) >> 30} GiB",
+        "": _outcome(process.returncode, limit, log),
+    }[stopped]
+    return Run(
+        outcome,
+        round(seconds, 1),
+        round(own, 1),
+        max(peak, usage.ru_maxrss * UNIT),
+        round(load, 1),
+        round(max(0.0, _worked() - time.process_time() - worked - own) / seconds, 1),
+    )
 
 
-def _restrict(limit: int) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def _wait(process: subprocess.Popen[bytes], deadline: float) -> tuple[int, resource.struct_rusage, bool]:
-    """Return exit status and usage of a process; one that is late is killed."""
-    late = False
+def _wait(
+    process: subprocess.Popen[bytes], deadline: float, limit: int | None
+) -> tuple[str, int, resource.struct_rusage]:
+    """Return why a process was stopped if it was, the most bytes that it held, and its usage."""
+    stopped, peak = "", 0
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, usage, late
-        if time.monotonic() > deadline and not late:
-            process.kill()
-            late = True
-        time.sleep(0.02)
+            _kill(process.pid)
+            return stopped, peak, usage
+        held = _held(process.pid)
+        peak = max(peak, held)
+        if not stopped and (time.monotonic() > deadline or (limit is not None and held > limit)):
+            stopped = "late" if time.monotonic() > deadline else "large"
+            _kill(process.pid)
+        time.sleep(INTERVAL)
+
+
+def _kill(session: int) -> None:
+    """End the processes of a session that we started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(session, signal.SIGKILL)
+
+
+def _held(session: int) -> int:
+    """Return the bytes of memory that the processes of a session hold; 0 where the system does not say."""
+    pages = 0
+    for place in PROCESSES.glob("[0-9]*"):
+        # A process may end between two looks.
+        with suppress(OSError):
+            # After the name in parentheses: state, parent, group, session; and 18 fields on, resident pages.
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            pages += int(fields[21]) if int(fields[3]) == session else 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _worked() -> float:
+    """Return the seconds that all cores have worked since the machine's start; 0 where it does not say."""
+    with suppress(OSError):
+        ticks = (PROCESSES / "stat").read_text().partition("\n")[0].split()[1:]
+        return sum(int(ticks[place]) for place in WORK) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _outcome(status: int, limit: int | None, log: Path | None) -> str:
     if status == 0:
         return "done"
     said = log.read_text(errors="replace") if log is not None and log.is_file() else ""
-    words = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "bad_alloc", "Killed")
-    if limit is not None and (status == -9 or any(word in said for word in words)):
-        return f"did not fit {limit >> 30} GiB"
+    if status == -signal.SIGKILL or any(word in said for word in NO_MEMORY):
+        return "did not fit this machine" if limit is None else f"did not fit {limit >> 30} GiB"
     last = said.strip().rsplit("\n", 1)[-1][:200]
     return f"failed ({status}): {last}"

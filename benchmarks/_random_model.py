@@ -2,7 +2,8 @@
 
     python -m benchmarks._random_model stable-diffusion-v1-5 FOLDER
 
-Shapes come from the modules that the published configs describe; elements are normal, seeded by name.
+Shapes come from the modules that the published configs describe; elements are normal, seeded by name, and
+scaled so that activations neither vanish nor grow: gains are near 1, and a row of a matrix has norm 1.
 """
 
 import json
@@ -21,7 +22,7 @@ from retouch.compiler.sources import MODEL_ROLES
 from retouch.compiler.sources.tokenizers import clip_folder
 
 PIECE = 1 << 20  # elements drawn at a time, and then repeated: bytes are what is measured, not values
-SCALE = 0.02
+SCALE = 0.02  # of biases, of gains around 1, and of the adapter
 
 
 def write_random(model: str, folder: Path) -> None:
@@ -33,18 +34,24 @@ def write_random(model: str, folder: Path) -> None:
         if component.role in MODEL_ROLES:
             stem = "model" if component.library == "transformers" else "diffusion_pytorch_model"
             tensors = pipeline.tensors_of(component.name)
-            rows = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+            # Published files have the prefix that later versions of transformers leave out.
+            prefix = pipeline.family.optional_prefixes.get(component.name, "")
+            prefix = "" if any(name.startswith(prefix) for name in tensors) else prefix
+            rows = [(f"{prefix}{name}", tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
             with (place / f"{stem}.safetensors").open("xb") as stream:
                 stream.write(header_bytes(rows, {"format": "pt"}))
-                for name, dtype, shape in rows:
-                    _write_tensor(stream, name, dtype, int(np.prod(shape)))
+                for row in rows:
+                    _write_tensor(stream, *row)
         elif component.role == "tokenizer":
             shutil.copytree(clip_folder(published_folder(model) / component.name), place, dirs_exist_ok=True)
 
 
-def _write_tensor(stream: BinaryIO, name: str, dtype: np.dtype, count: int) -> None:
+def _write_tensor(stream: BinaryIO, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
-    piece = (SCALE * generator.standard_normal(min(count, PIECE), np.float32)).astype(dtype)
+    count = int(np.prod(shape))
+    scale = SCALE if len(shape) == 1 else float(np.prod(shape[1:])) ** -0.5
+    mean = 1.0 if len(shape) == 1 and name.endswith(".weight") else 0.0
+    piece = (mean + scale * generator.standard_normal(min(count, PIECE), np.float32)).astype(dtype)
     for start in range(0, count, PIECE):
         stream.write(piece[: min(PIECE, count - start)].tobytes())
 
