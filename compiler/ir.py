@@ -140,16 +140,19 @@ class Selection:
 
 
 class Itself(Generic[T]):
-    """A value that equals only itself, to key a cache by: what a pass learns of one pipeline is kept so."""
+    """A value that equals only itself, to key a cache by: what a pass learns of one pipeline is kept so.
 
-    def __init__(self, value: T) -> None:
-        self.value = value
+    Where only a part of it counts, such as a pipeline's tensors, values with the very same part are equal.
+    """
+
+    def __init__(self, value: T, part: object = None) -> None:
+        self.value, self._part = value, value if part is None else part
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Itself) and other.value is self.value
+        return isinstance(other, Itself) and other._part is self._part
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return id(self._part)
 
 
 def changed_tensors(before: Pipeline, after: Pipeline) -> tuple[str, ...]:

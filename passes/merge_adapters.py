@@ -145,13 +145,17 @@ class MergeAdapters(Pass):
                     for name in sorted(before.components)
                 },
             )
-            for adapter, shares in _read(Itself(self), Itself(before))
+            for adapter, shares in self._read(before)
         ]
+
+    def _read(self, pipeline: Pipeline) -> tuple[tuple[Adapter, tuple[_Share, ...]], ...]:
+        """Return what each adapter changes; it does not hang on what a pipeline is drawn with."""
+        return _read(Itself(self), Itself(pipeline, pipeline.tensors))
 
     def _shares(self, pipeline: Pipeline) -> dict[str, tuple[_Share, ...]]:
         """Return who changes which tensor; a strength of 0 is nobody."""
         found: dict[str, tuple[_Share, ...]] = {}
-        for _, shares in _read(Itself(self), Itself(pipeline)):
+        for _, shares in self._read(pipeline):
             for share in shares:
                 if share.times:
                     target = share.change.place.target

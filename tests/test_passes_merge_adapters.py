@@ -14,10 +14,13 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
-from retouch.compiler.build import Options, build
+from retouch.compiler.adapters import reading
+from retouch.compiler.build import Options, build, watches_of
+from retouch.compiler.headers import read_header
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.load import BUILT_IN_MODELS, load_pipeline
 from retouch.compiler.plan import make_plan
+from retouch.compiler.studio import Quiet
 from retouch.specs.errors import InputError
 
 from .adapting import SETTINGS, TARGETS, close, encode, load, predict, shake
@@ -165,6 +168,28 @@ def test_a_factor_that_is_not_finite_is_planned_and_stops_the_build(tmp_path: Pa
         "bad.safetensors",
         "edit.yaml",
     ]
+
+
+def test_a_build_reads_an_adapter_s_header_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _style_file(tmp_path, "style.safetensors", 1)
+    block = {"merge_adapters": {"adapters": [{"path": "style.safetensors"}]}}
+    source = {"model": str(tiny_folder())}
+    spec = {
+        "schema": 1,
+        "name": "once",
+        "version": "1",
+        "source": source,
+        "edits": [block],
+        "emit": [{"onnx": {}}],
+    }
+    (tmp_path / "edit.yaml").write_text(yaml.safe_dump(spec))
+    opened: list[Path] = []
+    monkeypatch.setattr(reading, "read_header", lambda file: opened.append(file) or read_header(file))
+    plan = make_plan(tmp_path / "edit.yaml").at_work(tmp_path, Quiet())
+    assert plan.statements()
+    assert watches_of(plan)
+    assert watches_of(plan)
+    assert opened == [tmp_path / "style.safetensors"]
 
 
 def test_a_peft_file_without_its_config_is_refused(tmp_path: Path) -> None:
