@@ -14,13 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from retouch.compiler.load import load_pipeline
 from retouch.compiler.tensors import Shared
+from retouch.compiler.text import encode
 from retouch.compiler.text.encode import encode_prompts, tokenizer_of
 from retouch.compiler.text.text_encoder import PrefixTree, TextEncoderWeights, erf, run_text_encoder
 from retouch.compiler.text.tokenizer import load_tokenizer
 from retouch.specs.errors import InputError
 
 from .passes import open_tiny, tiny_folder
+from .tiny import make_tiny_xl
 
 PROMPTS = ("", "a cat", "a cat on the apple logo", "The  DOG on a shoe", "a woman's cat, 12!", "a " * 30)
 CONFIG = {
@@ -118,9 +121,22 @@ def test_rows_that_nobody_needs_are_not_computed_and_the_others_stay_the_same() 
         assert np.abs(part.rows(prompt) - whole.rows(prompt)[:count]).max() < 1e-5
 
 
-def test_a_damaged_cache_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from retouch.compiler.text import encode
+def test_pieces_give_the_same_states_in_the_order_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load_pipeline(make_tiny_xl(tmp_path / "model"), "ddim", 4, 2.0)
+    whole = encode_prompts(pipeline, PROMPTS)
+    monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(encode, "PIECE", 2 * whole.ids.shape[1])
+    encode._kept.cache_clear()
+    parts = encode_prompts(pipeline, PROMPTS)
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == len(PROMPTS)  # two encoders, two prompts a piece
+    assert np.abs(parts.states - whole.states).max() < 1e-5
+    assert parts.pooled is not None and whole.pooled is not None
+    assert np.abs(parts.pooled - whole.pooled).max() < 1e-5
 
+
+def test_a_damaged_cache_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
     encode._kept.cache_clear()
     first = encode_prompts(open_tiny(), ["a cat"]).states

@@ -2,7 +2,8 @@
 
 Text states are what the denoiser reads: one vector a token position, padding included, and for some
 families one pooled vector a prompt. Only rows that are asked for are computed, each prefix of tokens
-once; what was computed is kept in the build cache under the digest of the encoder and the tokens.
+once. Thousands of prompts go through an encoder in pieces, so that memory does not grow with them; each
+piece is kept in the build cache under the digest of the encoder and the tokens.
 """
 
 import hashlib
@@ -27,13 +28,15 @@ from ..families import TextEncoder
 from ..ir import Pipeline
 from ..tensors import Tensor
 from ..threads import single_threaded
-from .text_encoder import PrefixTree, TextEncoderWeights, TextRows, run_text_encoder
+from .text_encoder import Indices, PrefixTree, TextEncoderWeights, TextRows, run_text_encoder
 from .tokenizer import SourceTokenizer, load_tokenizer
 
 # A part of every cache key: raise it when `text_encoder.py` changes what it computes.
-VERSION = 1
+VERSION = 2
 # What the last bits of a text state depend on beside the encoder and the tokens.
 CIRCUMSTANCES = ("numpy", "machine", "cpu")
+# Tokens of prompts that are encoded at a time: SDXL's second encoder needs some 0.3 GB for so many.
+PIECE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,17 @@ def tokenizer_of(pipeline: Pipeline, encoder: TextEncoder | None = None) -> Sour
     return load_tokenizer(pipeline.components[chosen.tokenizer].folder)
 
 
+def token_embeddings(pipeline: Pipeline) -> NDArray[np.float32]:
+    """Return what the family's first text encoder reads for each token, [V, width].
+
+    Raises:
+        InputError: the text encoder lacks it.
+    """
+    weights = _source(pipeline, pipeline.family.text_encoders[0]).weights
+    raise_all(InputError, weights.faults(0, pooled=False))
+    return weights.read("embeddings.token_embedding.weight")
+
+
 def text_width(pipeline: Pipeline) -> int:
     """Return D, the width of a text state, from the configs alone."""
     encoders = pipeline.family.text_encoders
@@ -139,18 +153,22 @@ def _share(
     prompts: Sequence[str],
     needed: Sequence[int],
 ) -> Share:
-    component = pipeline.components[encoder.component]
-    tensors = tuple(
-        (pipeline.family.module_name(encoder.component, name), tensor)
-        for name, tensor in pipeline.tensors_of(encoder.component).items()
-    )
-    source = _Source(json.dumps(dict(component.config), sort_keys=True), tensors, encoder)
+    component, source = pipeline.components[encoder.component], _source(pipeline, encoder)
     ids = [tokenizer.tokens(prompt).ids for prompt in prompts]
     ends = (
         [_pooled_position(one, component.config.get("eos_token_id")) for one in ids] if encoder.pooled else []
     )
     reach = [max(n, end + 1) for n, end in zip(needed, ends, strict=True)] if ends else needed
     return _kept(source, tuple(i[:n] for i, n in zip(ids, reach, strict=True)), tuple(needed), tuple(ends))
+
+
+def _source(pipeline: Pipeline, encoder: TextEncoder) -> "_Source":
+    config = pipeline.components[encoder.component].config
+    tensors = tuple(
+        (pipeline.family.module_name(encoder.component, name), tensor)
+        for name, tensor in pipeline.tensors_of(encoder.component).items()
+    )
+    return _Source(json.dumps(dict(config), sort_keys=True), tensors, encoder)
 
 
 def _pooled_position(ids: Sequence[int], end: int | None) -> int:
@@ -190,22 +208,53 @@ class _Source:
 def _kept(
     source: _Source, ids: tuple[tuple[int, ...], ...], needed: tuple[int, ...], ends: tuple[int, ...]
 ) -> Share:
-    """Return an encoder's share, from the cache where it is there and whole."""
-    tree = PrefixTree.of(ids)
+    """Return an encoder's share, piece by piece; a piece comes from the cache where it is there and whole."""
+    pieces = list(_pieces(ids))
+    trees = [PrefixTree.of(ids[place] for place in piece) for piece in pieces]
+    rows = np.empty((sum(len(tree.tokens) for tree in trees), source.weights.width), np.float32)
+    paths: dict[int, Indices] = {}
+    pooled: dict[int, NDArray[np.float32]] = {}
+    start = 0
+    for piece, tree in zip(pieces, trees, strict=True):
+        found = _piece(source, tree, tuple(ends[place] for place in piece) if ends else ())
+        rows[start : start + len(found.states)] = found.states
+        paths |= {place: start + path for place, path in zip(piece, tree.paths, strict=True)}
+        pooled |= {} if found.pooled is None else dict(zip(piece, found.pooled, strict=True))
+        start += len(found.states)
+    every = range(len(ids))
+    ordered = tuple(paths[place][: needed[place]] for place in every)
+    return Share(rows, ordered, np.stack([pooled[place] for place in every]) if pooled else None)
+
+
+def _pieces(ids: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Yield the places of prompts in pieces of about `PIECE` tokens; those that begin alike come together."""
+    piece: list[int] = []
+    tokens = 0
+    for place in sorted(range(len(ids)), key=ids.__getitem__):
+        tokens += len(ids[place])
+        if piece and tokens > PIECE:
+            yield piece
+            piece, tokens = [], len(ids[place])
+        piece.append(place)
+    if piece:
+        yield piece
+
+
+def _piece(source: _Source, tree: PrefixTree, ends: tuple[int, ...]) -> TextRows:
     pooled = np.array([path[end] for path, end in zip(tree.paths, ends, strict=True)]) if ends else None
-    place = default_cache() / "text_states" / f"{_key(source, ids, ends)}.npz"
+    place = default_cache() / "text_states" / f"{_key(source, tree, ends)}.npz"
     found = _load(place)
     if found is None:
         with single_threaded():
             found = run_text_encoder(source.weights, tree, source.encoder.layer, pooled)
         _keep(found, place)
-    return Share(found.states, tuple(p[:n] for p, n in zip(tree.paths, needed, strict=True)), found.pooled)
+    return found
 
 
-def _key(source: _Source, ids: tuple[tuple[int, ...], ...], ends: tuple[int, ...]) -> str:
+def _key(source: _Source, tree: PrefixTree, ends: tuple[int, ...]) -> str:
     circumstances = {name: value for name, value in environment().items() if name in CIRCUMSTANCES}
     parts = [VERSION, circumstances, source.config, _digest(source.tensors), source.encoder.layer or 0]
-    return digest_of([*parts, [list(one) for one in ids], list(ends)])
+    return digest_of([*parts, [tree.tokens[path].tolist() for path in tree.paths], list(ends)])
 
 
 @lru_cache(maxsize=8)
