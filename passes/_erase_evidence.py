@@ -71,9 +71,10 @@ class _Measured:
         (empty,) = self._drifts([erasing.states.empty(self.reads)])
         yield self._claim("keep.drift", "the empty prompt", empty, limit, 1)
         yield self._high("all preserved prompts", list(high.values()))
-        words = [erasing.states.kept(self.reads, mention) for mention in erasing.words]
-        if words:
-            yield self._high(f"{len(words)} words of the vocabulary", self._drifts(words))
+        for kind, mentions in (("neighbors", erasing.neighbors), ("words of the vocabulary", erasing.words)):
+            if mentions:
+                rows = (erasing.states.kept(self.reads, mention) for mention in mentions)
+                yield self._high(f"{len(mentions)} {kind}", self._drifts(rows))
         captions = [erasing.states.caption(self.reads, text) for text in erasing.captions]
         if captions:
             yield self._high(f"{len(captions)} captions", self._drifts(captions))

@@ -17,7 +17,8 @@ from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Change, LazyMap
 from ..compiler.text.text_map import columns_of
 from ._closed_form import Floats, Grams, Moments, NullSpace, independent
-from ._preserving import EMPTY_WEIGHT, neighbor_prompts, read_captions, vocabulary_prompts
+from ._neighbors import neighbor_prompts
+from ._preserving import EMPTY_WEIGHT, read_captions, vocabulary_prompts
 from ._text_states import Mention, Reads, TextStates, mentions_of
 
 if TYPE_CHECKING:
@@ -74,37 +75,41 @@ class Erasing:
     def states(self) -> TextStates:
         """Text states of every prompt that a solver or an observer reads: one call encodes them all."""
         edit = self.edit
-        texts = (*(name for concept in edit.concepts for name in concept.names), *self.preserved)
-        mentions = [*mentions_of((*edit.templates, *edit.held_out), texts), *self.words]
+        named = mentions_of((*edit.templates, *edit.held_out), (*self.names, *self.preserved))
+        mentions = [*named, *self.neighbors, *self.words]
         return TextStates(self.pipeline, mentions, edit.tokens, self.captions)
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every name of every concept."""
+        return tuple(name for concept in self.edit.concepts for name in concept.names)
+
+    @cached_property
     def preserved(self) -> tuple[str, ...]:
-        """What is kept in every template: the texts named, every guide, and neighbors; each once."""
-        edit = self.edit
-        named = tuple(dict.fromkeys([*edit.preserve, *edit.guides.values()]))
-        without = (*named, *(name for concept in edit.concepts for name in concept.names))
-        concepts = [concept.name for concept in edit.concepts]
-        found = neighbor_prompts(self.pipeline, concepts, edit.neighbors, without)
-        return (*named, *(text for text in found if self._fits(mentions_of(edit.templates, [text]))))
+        """What is kept in every template: the texts named and every guide, each once."""
+        return tuple(dict.fromkeys([*self.edit.preserve, *self.edit.guides.values()]))
+
+    @cached_property
+    def neighbors(self) -> tuple[Mention, ...]:
+        """What is close to the concepts."""
+        concepts = [concept.name for concept in self.edit.concepts]
+        return self._in_turn(neighbor_prompts(self.pipeline, concepts, self.edit.neighbors, self.names))
 
     @cached_property
     def words(self) -> tuple[Mention, ...]:
-        """The words preserved for everything that nobody named, each in one template in turn."""
-        edit = self.edit
-        spoken = (*(name for concept in edit.concepts for name in concept.names), *self.preserved)
-        prompts = vocabulary_prompts(self.pipeline, edit.vocabulary, without=spoken)
-        turns = (Mention(edit.templates[i % len(edit.templates)], text) for i, text in enumerate(prompts))
-        return tuple(mention for mention in turns if self._fits([mention]))
+        """Words for everything that nobody named."""
+        spoken = (*self.names, *self.preserved)
+        return self._in_turn(vocabulary_prompts(self.pipeline, self.edit.vocabulary, without=spoken))
 
     @cached_property
     def captions(self) -> tuple[str, ...]:
         return () if self.edit.captions is None else read_captions(self.edit.captions)
 
-    def _fits(self, mentions: Iterable[Mention]) -> bool:
-        """Say whether prompts that nobody wrote are short enough to be read whole."""
-        tokenizer = tokenizer_of(self.pipeline)
-        return not any(tokenizer.spelling(mention.prompt).cut for mention in mentions)
+    def _in_turn(self, texts: Iterable[str]) -> tuple[Mention, ...]:
+        """Put each text into one template in turn, and leave out what would be cut: nobody wrote it."""
+        templates, tokenizer = self.edit.templates, tokenizer_of(self.pipeline)
+        turns = (Mention(templates[i % len(templates)], text) for i, text in enumerate(texts))
+        return tuple(mention for mention in turns if not tokenizer.spelling(mention.prompt).cut)
 
     def moved(self, reads: Reads) -> Iterator[Moved]:
         """Yield what each prompt of a concept becomes; a concept weighs one, over all its prompts."""
@@ -119,6 +124,7 @@ class Erasing:
         preserved = list(mentions_of(self.edit.templates, self.preserved))
         groups: list[tuple[float, Sequence[Any], Callable[[Reads, Any], Floats]]] = [
             (self.edit.preserve_weight, preserved, self.states.kept),
+            (self.edit.preserve_weight, self.neighbors, self.states.kept),
             (self.edit.vocabulary_weight, self.words, self.states.kept),
             (self.edit.vocabulary_weight, self.captions, self.states.caption),
         ]

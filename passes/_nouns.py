@@ -4,7 +4,7 @@
 """
 
 import gzip
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -54,6 +54,25 @@ class Nouns:
             if known and word not in VAGUE and word not in without:
                 return with_article(word)
         return with_article(WIDEST)
+
+    def relations(self, nouns: Iterable[str]) -> frozenset[str]:
+        """Return the words that mean the same as one of some nouns, something wider, or something narrower.
+
+        >>> sorted({"handgun", "weapon", "revolver", "knife"} & load_nouns().relations(["pistol"]))
+        ['handgun', 'revolver', 'weapon']
+        """
+        places = {self._places[noun] for noun in nouns if noun in self._places}
+        wider = {above for place in places for above in self._upwards(place)}
+        narrower = (at for at in range(len(self._words)) if not places.isdisjoint(self._upwards(at)))
+        found = {*wider, *narrower} if places else ()
+        return frozenset(word for at in found for word in self._words[at])
+
+    def _upwards(self, at: int) -> Iterator[int]:
+        """Yield a meaning and everything above it."""
+        yield at
+        while self._above[at] != at:
+            at = self._above[at]
+            yield at
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -1,17 +1,14 @@
-"""What an edit of the text path keeps for everything that nobody named: words, neighbors, captions.
+"""What an edit of the text path keeps for everything that nobody named: words and captions.
 
 A map that is right for the few prompts of a spec moves all others. Words that the model knows, each in a
-template, stand for what it is asked for otherwise; neighbors are those closest to what is erased, which
-suffer first.
+template, stand for what it is asked for otherwise.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
-import numpy as np
-
 from ..compiler.ir import Pipeline
-from ..compiler.text.encode import encode_prompts, tokenizer_of
+from ..compiler.text.encode import tokenizer_of
 from ..specs.errors import Fault, InputError
 from ..specs.fields import InputFile
 from ._nouns import load_nouns
@@ -21,8 +18,6 @@ EMPTY_WEIGHT = 10.0
 SHORTEST_WORD = 3
 # One word in so many of the most frequent ones is taken, so that not all are function words.
 STRIDE = 4
-# Words among which neighbors are looked for, the most frequent ones.
-CANDIDATES = 2000
 # Captions beyond these change a second moment no more.
 MOST_CAPTIONS = 50_000
 
@@ -41,27 +36,6 @@ def vocabulary_prompts(pipeline: Pipeline, count: int, without: Iterable[str]) -
     left = count - len(drawn)
     stride = max(1, min(STRIDE, len(others) // max(left, 1)))
     return tuple(f"a {word}" for word in [*drawn, *others[::stride][:left]])
-
-
-def neighbor_prompts(
-    pipeline: Pipeline, concepts: Sequence[str], count: int, without: Sequence[str]
-) -> tuple[str, ...]:
-    """Return `a WORD` for the `count` words closest to each concept, each once, and none in `without`.
-
-    Closeness is the cosine between end tokens, with the mean over all words taken off.
-    """
-    if not count:
-        return ()
-    prompts = vocabulary_prompts(pipeline, CANDIDATES, without)
-    spelled = (*prompts, *concepts)
-    lengths = [len(tokenizer_of(pipeline).spelling(prompt).ids) for prompt in spelled]
-    encoded = encode_prompts(pipeline, spelled, lengths)
-    ends = np.stack([encoded.rows(prompt)[-1] for prompt in spelled]).astype(np.float64)
-    ends -= ends[: len(prompts)].mean(axis=0)
-    ends /= np.linalg.norm(ends, axis=1, keepdims=True)
-    closeness = ends[len(prompts) :] @ ends[: len(prompts)].T
-    nearest = np.argsort(-closeness, axis=1, kind="stable")[:, :count]
-    return tuple(dict.fromkeys(prompts[place] for row in nearest for place in row))
 
 
 @lru_cache(maxsize=4)

@@ -50,9 +50,10 @@ class EraseConcepts(Pass):
     """Make prompts for a concept mean another: text states are mapped, in every matrix that reads them.
 
     For each name of a concept in each template, the rows that `tokens` chooses are moved to those of
-    `towards` in the same template. Kept are the empty prompt, the guides, the prompts in `preserve`,
-    `neighbors` words closest to each concept, and for everything that nobody named `vocabulary` words
-    that the tokenizer knows, each in one template in turn, and the lines of the file `captions`.
+    `towards` in the same template. Kept are the empty prompt, the guides and the prompts in `preserve`, in
+    every template; and, each in one template in turn, the siblings of each concept by the `neighbors` words
+    closest to each of its words, and for everything that nobody named `vocabulary` words that the tokenizer
+    knows; and the lines of the file `captions`.
 
     `solver: linear` weighs all that in one least-squares problem, whose solution is one matrix for all
     layers. `solver: nullspace` keeps the empty prompt exactly, and of the others those exactly that a
@@ -60,8 +61,9 @@ class EraseConcepts(Pass):
     hardly vary (`threshold`, a share of their mean squared norm). Each of `adversarial_rounds` looks for
     states that still reach an erased concept's outputs, and moves them as well.
 
-    `ridge` is a share of the mean squared norm of text states; `preserve_weight` and `vocabulary_weight`
-    are what all those prompts weigh together for the linear solver, a concept weighing one.
+    `ridge` is a share of the mean squared norm of text states. For the linear solver a concept weighs one;
+    `preserve_weight` is what preserved prompts weigh together, and neighbors again, `vocabulary_weight`
+    what the words do, and captions again.
 
     Source: Gandikota et al., Unified Concept Editing, 2308.14761, eq. (7), in text space; Li et al., SPEED,
     2503.07392; Gong et al., RECE, 2407.12383.
@@ -80,7 +82,7 @@ class EraseConcepts(Pass):
     tokens: Tokens = "subject_and_eot"
     ridge: Share | None = None
     preserve_weight: Weight = 10.0
-    neighbors: Annotated[int, Field(ge=0, le=1000)] = 5
+    neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
     vocabulary_weight: Weight = 10.0
     captions: InputFile | None = None

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.tensors import widen
 from retouch.compiler.text.encode import encode_prompts, pooled_width, tokenizer_of
-from retouch.passes._preserving import neighbor_prompts, read_captions
+from retouch.passes._preserving import read_captions
 from retouch.specs.errors import InputError, SpecError
 from retouch.specs.manifest import Evidence
 
@@ -163,13 +163,13 @@ def test_adversarial_rounds_leave_less_to_revive() -> None:
     assert float(hardened[key].value) < float(plain[key].value) + 0.1
 
 
-def test_neighbors_are_the_words_closest_to_a_concept_and_are_preserved() -> None:
-    pipeline = open_tiny()
-    found = neighbor_prompts(pipeline, ["the apple logo"], 2, without=["the apple logo", "a cloud"])
-    assert len(found) == 2
-    assert not {"a apple", "a logo", "a cloud"} & set(found)
-    evidence = _evidence(neighbors=2)
-    assert all(("keep.drift", prompt) in evidence for prompt in found)
+def test_neighbors_are_preserved_and_measured() -> None:
+    found = _evidence(neighbors=2)
+    (neighbors,) = [e for (claim, subject), e in found.items() if subject.endswith("neighbors")]
+    assert (neighbors.claim, neighbors.subject) == ("keep.drift_p95", "4 neighbors")
+    light, heavy = (_evidence(neighbors=2, preserve_weight=weight) for weight in (1.0, 1000.0))
+    key = ("keep.drift_p95", "4 neighbors")
+    assert float(heavy[key].value) < float(light[key].value)
 
 
 def test_words_that_do_not_fit_into_a_template_are_left_out() -> None:
@@ -178,9 +178,9 @@ def test_words_that_do_not_fit_into_a_template_are_left_out() -> None:
     found = _evidence(
         concepts=[{"name": "apple", "towards": "cloud"}], templates=["{}", template], neighbors=3
     )
-    words = [e for e in found.values() if "of the vocabulary" in e.subject]
-    assert [evidence.count for evidence in words] == [int(words[0].subject.split()[0])]
-    assert not any(subject.startswith("a ") for claim, subject in found if claim == "keep.drift")
+    in_turn = [e for e in found.values() if "vocabulary" in e.subject or "neighbors" in e.subject]
+    assert [evidence.count for evidence in in_turn] == [int(e.subject.split()[0]) for e in in_turn]
+    assert [e.count for e in in_turn if "neighbors" in e.subject] == [2]
 
 
 def test_captions_are_kept(tmp_path: Path) -> None:
