@@ -29,7 +29,8 @@ def of_image(pipeline: Pipeline) -> tuple[float, float]:
 def _network(pipeline: Pipeline, component: Component, part: str, cells: int) -> float:
     """Return the multiplications of the part of a component that takes `cells` latent cells."""
     prefix = f"{component.name}.{part}"
-    levels = len(component.config["block_out_channels"])
+    blocks = [BLOCK.search(name) for name in pipeline.tensors if name.startswith(prefix)]
+    levels = 1 + max((int(block.group(2)) for block in blocks if block), default=0)
     total = 0.0
     for name, tensor in pipeline.tensors.items():
         if name.startswith(prefix) and len(tensor.shape) > 1 and not _reads_other(name, pipeline):

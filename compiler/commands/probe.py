@@ -4,27 +4,35 @@ Tries on a finished artefact what an attacker could, with a control beside each 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from ...runtime.artefact import verify
+from ...runtime.artefact import open_artefact
 from ...runtime.console import json_option, print_result, reporter
 from ...specs.canonical import digest_file
 from ...specs.errors import Fault, SpecError
 from ...specs.manifest import Evidence, Manifest
 from ...specs.probes import ProbeReport
 from ..contract import Erasure
+from ..cost import DRAW_RATE
 from ..environment import environment, retouch_version
 from ..evidence.manifest import parameters
 from ..gates._judging import JudgeFile, open_judge
+from ..ir import Pipeline
+from ..multiplications import of_image
 from ..plan import Plan, make_plan
 from ..probes import Probe
 from ..registry import probes as registry
 from ..seal import ATTESTATIONS
+from ..torch_models.shipped import shipped_pipeline
+from .plan import duration
+
+if TYPE_CHECKING:
+    from ..probes._examine import Examination
 
 LIMITS = (
     "A probe that finds nothing proves nothing: another one, or more effort, may find it.",
@@ -52,6 +60,7 @@ LIMITS = (
     help="Pictures of a concept, where no base can draw them.",
 )
 @click.option("--judge", default="demo", show_default=True, help="`demo`, `demo-clip`, or an ONNX file.")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--attach", is_flag=True, help="Leave the report in the artefact's attestations.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report into a new file.")
 @json_option
@@ -64,6 +73,7 @@ def command(
     images: int,
     shown: tuple[str, ...],
     judge: str,
+    dry_run: bool,
     attach: bool,
     output: Path | None,
     as_json: bool,
@@ -71,11 +81,14 @@ def command(
     """Try to make the artefact in FOLDER draw what was erased from it.
 
     The base model draws what a probe imitates, so the source of the spec has to be at hand, or pictures of
-    the concept. Exits with 0 whatever is found: a threshold is the gate `probed` of a spec.
+    the concept. What it will cost is said first. Exits with 0 whatever is found: a threshold is the gate
+    `probed` of a spec.
     """
     from ..probes._examine import Examination
 
-    manifest = verify(folder).manifest
+    artefact = open_artefact(folder)
+    manifest = artefact.manifest
+    _refuse_existing(output)
     selected = _probes(chosen, efforts)
     given = dict(_pair(entry, "--shown") for entry in shown)
     plan = _plan(folder, manifest, spec, optional=bool(given))
@@ -90,6 +103,12 @@ def command(
         edits=() if plan is None else plan.pipeline.graph_edits,
         given={name: Path(place) for name, place in given.items()},
     )
+    cost = _cost(examination, shipped_pipeline(artefact, examination.edits))
+    if dry_run:
+        print_result({"folder": str(folder), "cost": cost}, "\n".join(_cost_lines(cost)), as_json)
+        return
+    if not as_json:
+        click.echo("\n".join(_cost_lines(cost)), err=True)
     with reporter(quiet=as_json) as report:
         evidence = examination.run(report)
     document = ProbeReport(
@@ -105,6 +124,30 @@ def command(
     written = [str(place) for place in _write(document, folder, attach, output)]
     value = {"folder": str(folder), "written": written, **document.model_dump(mode="json", by_alias=True)}
     print_result(value, "\n".join(_lines(folder, evidence, written)), as_json)
+
+
+def _cost(examination: "Examination", pipeline: Pipeline) -> dict[str, dict[str, float]]:
+    """Return, for each part of an examination, samples that the denoiser predicts and an estimate of seconds.
+
+    Examinations run on one thread, so that their results do not depend on the machine.
+    """
+    once = of_image(pipeline)[0] / DRAW_RATE
+    return {
+        name: {
+            "predicted": work.predicted,
+            "differentiated": work.differentiated,
+            "seconds": round(work.evaluations * once, 1),
+        }
+        for name, work in examination.work(pipeline.sampling.table().evaluations).items()
+    }
+
+
+def _cost_lines(cost: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+    total = sum(part["seconds"] for part in cost.values())
+    yield f"an estimated {duration(total)} on one thread of this machine"
+    for name, part in cost.items():
+        samples = f"{part['predicted']:,} samples of the denoiser, {part['differentiated']:,} with gradients"
+        yield f"  {name:<24} {duration(part['seconds']):>8}  {samples}"
 
 
 def _probes(chosen: str | None, efforts: Iterable[str]) -> list[Probe]:
@@ -169,8 +212,14 @@ def _erasures(plan: Plan | None, concepts: Sequence[str]) -> list[Erasure]:
     return [known.get(name, Erasure((name,), "")) for name in (concepts or known)]
 
 
+def _refuse_existing(output: Path | None) -> None:
+    if output is not None and output.exists():
+        raise SpecError(Fault("E_OUTPUT", "exists", str(output), "choose another output"))
+
+
 def _write(document: ProbeReport, folder: Path, attach: bool, output: Path | None) -> list[Path]:
     """Write the report where it was asked for; an output that exists is refused."""
+    _refuse_existing(output)
     text = document.text()
     places = [output] if output else []
     if attach:
@@ -179,8 +228,6 @@ def _write(document: ProbeReport, folder: Path, attach: bool, output: Path | Non
         attached.parent.mkdir(exist_ok=True)
         places.append(attached)
     for place in places:
-        if place.exists() and place == output:
-            raise SpecError(Fault("E_OUTPUT", "exists", str(place), "choose another output"))
         fresh = place.with_name(place.name + ".part")
         fresh.write_bytes(text)
         fresh.replace(place)

@@ -54,6 +54,19 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a probe asks of the denoiser: samples to predict, and samples to predict with a gradient."""
+
+    predicted: int = 0
+    differentiated: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of one sample that take as long: a gradient takes about two more."""
+        return self.predicted + 3 * self.differentiated
+
+
+@dataclass(frozen=True)
 class Probe(ABC):
     """An attempt at revival. Its fields are its effort."""
 
@@ -62,6 +75,11 @@ class Probe(ABC):
     @abstractmethod
     def examine(self, case: Case) -> Evidence:
         """Try to revive the concept of a case, and the control, and say what came of it."""
+
+    def work(self, images: int, evaluations: int) -> Work:
+        """Return what one concept asks for, control included: `evaluations` make one image."""
+        del images, evaluations
+        return Work()
 
     def recovered(self, case: Case, hits: int, details: Mapping[str, object]) -> Evidence:
         """Return evidence that the target was recognized in so many images, one a seed."""
@@ -92,6 +110,14 @@ class Revival(Probe):
     @abstractmethod
     def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
         """Return one image a seed, drawn after an attempt at a target, and how the attempt went."""
+
+    def search(self) -> Work:
+        """Return what an attempt asks for before it draws; by default nothing."""
+        return Work()
+
+    def work(self, images: int, evaluations: int) -> Work:
+        before = self.search()
+        return Work(2 * (images * evaluations + before.predicted), 2 * before.differentiated)
 
     def examine(self, case: Case) -> Evidence:
         images, details = self.revive(case.patient, case.target, case)

@@ -18,7 +18,7 @@ from ..ir import GraphEdit, Pipeline
 from ..studio import Reporter
 from ..threads import single_threaded
 from ..torch_models.gradients import Gradients
-from . import Case, Probe, Target
+from . import Case, Probe, Target, Work
 from ._control import NAME, figures, likeness
 from ._patient import Patient
 
@@ -41,6 +41,17 @@ class Examination:
     base: Pipeline | None = None
     edits: tuple[GraphEdit, ...] = ()
     given: dict[str, Path] | None = None
+
+    def work(self, evaluations: int) -> dict[str, Work]:
+        """Return what each probe asks for, over all concepts, and what is drawn to compare with.
+
+        `evaluations` of the denoiser make one image.
+        """
+        count = len(self.erasures)
+        each = {probe.name: probe.work(self.images, evaluations) for probe in self.probes}
+        beside = (count * SHOWN + (OTHERS + 1) * OF_EACH) * evaluations
+        total = {name: Work(count * w.predicted, count * w.differentiated) for name, w in each.items()}
+        return {"images to compare with": Work(beside), **total}
 
     def run(self, report: Reporter) -> list[Evidence]:
         """Carry out every probe.

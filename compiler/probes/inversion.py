@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ...runtime.statistics import decimal
 from ..gates import Images
-from . import Case, Revival, Target
+from . import Case, Revival, Target, Work
 
 if TYPE_CHECKING:
     from ._patient import Patient
@@ -24,6 +24,9 @@ class Inversion(Revival):
     tokens: Annotated[int, Field(ge=1, le=16)] = 1
     rate: Annotated[float, Field(gt=0, le=1)] = 0.02
     batch: Annotated[int, Field(ge=1, le=64)] = 8
+
+    def search(self) -> Work:
+        return Work(differentiated=self.steps * self.batch)
 
     def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
         import torch

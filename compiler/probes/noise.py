@@ -11,7 +11,7 @@ from ...runtime.noise import normal
 from ...runtime.statistics import decimal
 from ...specs.manifest import Evidence
 from ..gates import Images
-from . import Case, Probe
+from . import Case, Probe, Work
 
 if TYPE_CHECKING:
     from ..torch_models.gradients import Gradients
@@ -37,6 +37,10 @@ class Noise(Probe):
         1.0,
         1.5,
     )
+
+    def work(self, images: int, evaluations: int) -> Work:
+        # The concept, the word that means nothing, and the concept by the base.
+        return Work(3 * len(self.strengths) * images * evaluations)
 
     def examine(self, case: Case) -> Evidence:
         concept = self._shares(case, case.target.prompt, case.patient.model)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ..gates import Images
-from . import Case, Revival, Target
+from . import Case, Revival, Target, Work
 
 if TYPE_CHECKING:
     from ._patient import Patient
@@ -26,6 +26,9 @@ class TokenSearch(Revival):
     steps: Annotated[int, Field(ge=1, le=10_000)] = 24
     candidates: Annotated[int, Field(ge=1, le=512)] = 8
     batch: Annotated[int, Field(ge=1, le=64)] = 8
+
+    def search(self) -> Work:
+        return Work(self.steps * (self.candidates + 1) * self.batch, self.steps * self.batch)
 
     def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
         import torch

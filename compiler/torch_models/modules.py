@@ -87,20 +87,34 @@ def fill_module(module: "torch.nn.Module", weights: Mapping[str, Array]) -> "tor
 
 
 def build_module(component: Component, edits: Iterable[GraphEdit] = ()) -> "torch.nn.Module":
-    """Return the component's module in float32, built from its config alone, with its graph edits made."""
-    import diffusers
+    """Return the component's module in float32, built from its config alone, with its graph edits made.
+
+    Raises:
+        InputError: the libraries can build nothing from the config.
+    """
     import torch
+
+    torch.set_default_dtype(torch.float32)
+    try:
+        module = _from_config(component)
+    except Exception as error:
+        # What the libraries raise over a value that they cannot use is their own affair, and of any type.
+        message = f"no `{component.class_name}` can be built from it: {error}"
+        raise InputError(Fault("E_CONFIG", message, f"{component.name}/config.json")) from error
+    return edit_module(module, component.name, edits).eval()
+
+
+def _from_config(component: Component) -> "torch.nn.Module":
+    import diffusers
     import transformers
 
     config: dict[str, Any] = {
         key: value for key, value in component.config.items() if key not in NOT_STRUCTURE
     }
-    torch.set_default_dtype(torch.float32)
     if component.library == "transformers":
         kind = getattr(transformers, component.class_name)
-        return kind(kind.config_class.from_dict({**config, "attn_implementation": "sdpa"})).eval()
-    module = getattr(diffusers, component.class_name).from_config(config)
-    return edit_module(module, component.name, edits).eval()
+        return kind(kind.config_class.from_dict({**config, "attn_implementation": "sdpa"}))
+    return getattr(diffusers, component.class_name).from_config(config)
 
 
 def fixed_buffers(module: "torch.nn.Module") -> dict[str, np.ndarray]:

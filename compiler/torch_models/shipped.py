@@ -4,7 +4,6 @@ What torch then computes with is what ships, byte for byte; `check_parity` says 
 what the shipped graphs compute.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,11 +13,11 @@ import numpy as np
 
 from ...runtime.artefact import Artefact
 from ...specs.errors import Fault, InputError, UndecidedError
-from ..families import family_of
+from ..families import Family
 from ..graphs.interfaces import interfaces
 from ..ir import Component, GraphEdit, Pipeline
 from ..sampling import Conditioning, Guidance, Sampling, Schedule
-from ..sources.folder import read_settings
+from ..sources.folder import INDEX, family_named, read_components, read_json, read_settings
 from ..tensors import Stored, Tensor, View
 
 if TYPE_CHECKING:
@@ -32,12 +31,15 @@ def shipped_pipeline(artefact: Artefact, edits: tuple[GraphEdit, ...] = ()) -> P
     """Return an artefact's text encoders and denoiser as a pipeline; `edits` are those of its graphs.
 
     Raises:
-        InputError: it was not built for ONNX hosts, or a graph refers to bytes that are not there.
+        InputError: it was not built for ONNX hosts, its configs are malformed or of another class than the
+            family's, or a graph is none or refers to bytes that are not there.
     """
-    index = json.loads(artefact.read("model_index.json"))
-    named = {name: entry for name, entry in index.items() if isinstance(entry, list) and all(entry)}
-    family = family_of(str(index["_class_name"]), named)
-    components = {name: _component(artefact, name, role, named[name]) for name, role in family.roles.items()}
+    artefact.read(INDEX)
+    index = read_json(artefact.folder / INDEX)
+    family = family_named(artefact.folder, index)
+    components = read_components(artefact.folder, index, family, _places(artefact, family))
+    for component in components.values():
+        artefact.check_unchanged(component.folder.name)
     tensors: dict[str, Tensor] = {}
     for component in components.values():
         if component.role in ("denoiser", "text"):
@@ -83,11 +85,12 @@ def _precision(pipeline: Pipeline, component: str) -> str:
     return next((kind for kind in ("bfloat16", "float16") if kind in kinds), "float32")
 
 
-def _component(artefact: Artefact, name: str, role: str, entry: list[str]) -> Component:
-    folder = f"{name}_decoder" if role == "vae" else name
-    file = f"{folder}/scheduler_config.json" if role == "scheduler" else f"{folder}/config.json"
-    config = {} if role == "tokenizer" else json.loads(artefact.read(file))
-    return Component(name, role, entry[0], entry[1], MappingProxyType(config), artefact.folder / folder)
+def _places(artefact: Artefact, family: Family) -> dict[str, Path]:
+    """Return the folder of each component: graphs of the two halves of a VAE stand apart."""
+    return {
+        name: artefact.folder / (f"{name}_decoder" if role == "vae" else name)
+        for name, role in family.roles.items()
+    }
 
 
 def _sampling(artefact: Artefact, components: Mapping[str, Component]) -> Sampling:
@@ -112,8 +115,13 @@ def _sampling(artefact: Artefact, components: Mapping[str, Component]) -> Sampli
 
 def _initializers(artefact: Artefact, component: str) -> dict[str, Tensor]:
     import onnx
+    from google.protobuf.message import DecodeError
 
-    graph = onnx.load_model_from_string(artefact.read(f"{component}/model.onnx")).graph
+    file = f"{component}/model.onnx"
+    try:
+        graph = onnx.load_model_from_string(artefact.read(file)).graph
+    except DecodeError as error:
+        raise InputError(Fault("E_GRAPH", f"is no graph: {error}", str(artefact.folder / file))) from error
     artefact.check_unchanged(component)
     turned = _transposed(graph)
     found = {}
