@@ -8,9 +8,11 @@ tokenizer knows is looked at, and no prompt is encoded to find one.
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..compiler.ir import Pipeline
 from ..compiler.text.encode import token_embeddings, tokenizer_of
+from ..compiler.text.tokenizer import SourceTokenizer
 from ._closed_form import Floats
 from ._nouns import bare, load_nouns
 from ._templates import fill
@@ -22,6 +24,8 @@ CANDIDATES = 20_000
 MOST = 2000
 # A plural's ending.
 ENDING = 2
+# Words whose closeness to all candidates is held at once.
+AT_ONCE = 256
 
 
 def neighbor_prompts(
@@ -37,9 +41,10 @@ def neighbor_prompts(
     each = min(count, max(1, MOST // max(len(places), 1)))
     if not each:
         return ()
-    closest = _Closest(pipeline, erased)
-    texts = (fill(frame, word) for frame, replaced in places for word in closest.to(replaced)[:each])
-    return tuple(dict.fromkeys(text for text in texts if not _says(text, erased)))
+    closest = _closest(pipeline, list(dict.fromkeys(word for _, word in places)), each, erased)
+    texts = (fill(frame, word) for frame, replaced in places for word in closest[replaced])
+    names = frozenset(bare(name) for name in erased)
+    return tuple(dict.fromkeys(text for text in texts if not _says(text, names)))
 
 
 def _places(concept: str) -> Iterator[tuple[str, str]]:
@@ -52,32 +57,40 @@ def _places(concept: str) -> Iterator[tuple[str, str]]:
     yield "a {}", words[-1]
 
 
-class _Closest:
-    """The words that a tokenizer knows whole, in the order of how close they are to a given one.
+def _closest(
+    pipeline: Pipeline, words: Sequence[str], count: int, erased: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return for each word the `count` closest of those that the tokenizer knows whole and that may be said.
 
     Closeness is the cosine between token embeddings, with the mean over all words taken off.
     """
+    tokenizer, embeddings = tokenizer_of(pipeline), token_embeddings(pipeline)
+    known = [word for word in tokenizer.words() if _is_word(word)][:CANDIDATES]
+    free, found = _free(known, erased), {word: [] for word in words}
+    if not free:
+        return found
+    rows = _embedded(tokenizer, embeddings, known)
+    mean = rows.mean(axis=0)
+    directions = _unit(rows[free] - mean)
+    for start in range(0, len(words), AT_ONCE):
+        some = words[start : start + AT_ONCE]
+        closeness = (_embedded(tokenizer, embeddings, some) - mean) @ directions.T
+        for word, row in zip(some, closeness, strict=True):
+            found[word] = [known[free[place]] for place in _largest(row, count)]
+    return found
 
-    def __init__(self, pipeline: Pipeline, erased: Sequence[str]) -> None:
-        self._tokenizer = tokenizer_of(pipeline)
-        self._embeddings = token_embeddings(pipeline)
-        known = [word for word in self._tokenizer.words() if _is_word(word)][:CANDIDATES]
-        vectors = np.array([self._embedding(word) for word in known])
-        self._mean = vectors.mean(axis=0)
-        free = _free(known, erased)
-        self._words = [known[place] for place in free]
-        self._directions = _unit(vectors[free] - self._mean)
 
-    def to(self, word: str) -> list[str]:
-        """Return every word that may be said, the closest ones first."""
-        closeness = self._directions @ (self._embedding(word) - self._mean)
-        return [self._words[place] for place in np.argsort(-closeness, kind="stable")]
+def _embedded(tokenizer: SourceTokenizer, embeddings: Floats, words: Sequence[str]) -> Floats:
+    """Return the mean over the tokens that spell each word, [N, width]."""
+    spelled = (tokenizer.spelling(word).ids[1:-1] for word in words)
+    # An id that the encoder has no row for is refused where prompts are encoded.
+    return np.array([embeddings.take(ids, axis=0, mode="clip").mean(axis=0) for ids in spelled])
 
-    def _embedding(self, word: str) -> Floats:
-        """Return the mean over the tokens that spell a word."""
-        ids = self._tokenizer.spelling(word).ids[1:-1]
-        # An id that the encoder has no row for is refused where prompts are encoded.
-        return self._embeddings.take(ids, axis=0, mode="clip").mean(axis=0, dtype=np.float64)
+
+def _largest(values: Floats, count: int) -> NDArray[np.intp]:
+    """Return the places of the largest values, the largest first."""
+    some = np.argpartition(-values, min(count, len(values)) - 1)[:count]
+    return some[np.argsort(-values[some], kind="stable")]
 
 
 def _free(words: Sequence[str], erased: Iterable[str]) -> list[int]:
@@ -93,9 +106,11 @@ def _free(words: Sequence[str], erased: Iterable[str]) -> list[int]:
     ]
 
 
-def _says(text: str, names: Iterable[str]) -> bool:
-    """Say whether a text holds one of the names as whole words."""
-    return any(f" {bare(name)} " in f" {text} " for name in names)
+def _says(text: str, names: frozenset[str]) -> bool:
+    """Say whether words of a text, side by side, are one of the names."""
+    words = text.split()
+    ends = range(1, len(words) + 1)
+    return any(" ".join(words[start:end]) in names for end in ends for start in range(end))
 
 
 def _is_word(text: str) -> bool:

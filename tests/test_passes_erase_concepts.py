@@ -136,7 +136,8 @@ def test_each_half_of_the_rows_is_an_encoders_own(xl: Pipeline) -> None:
 def test_the_empty_prompt_stays(solver: str) -> None:
     found = _evidence(solver=solver, vocabulary=3)
     drift = float(found["keep.drift", "the empty prompt"].value)
-    assert drift < (0.2 if solver == "linear" else 1e-4)
+    # Squares are summed in single precision: below the root of its last place nothing is seen.
+    assert drift < (0.2 if solver == "linear" else 2**-12)
 
 
 def test_a_map_in_the_graph_is_measured_as_the_fused_one_is() -> None:
