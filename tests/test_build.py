@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import make_tiny
+from building import spec_folder
 
 from retouch.compiler.build import Options, build
 from retouch.compiler.gates import erased, kept
@@ -41,12 +41,9 @@ emit:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A spec beside the model that it edits."""
-    folder = tmp_path_factory.mktemp("spec")
-    make_tiny(folder / "model")
-    (folder / "edit.yaml").write_text(SPEC)
-    return folder
+    return spec_folder(tmp_path_factory.mktemp("spec"), tiny, SPEC)
 
 
 @pytest.fixture(scope="module")

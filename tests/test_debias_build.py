@@ -1,12 +1,9 @@
 """A build that balances draws while it writes, with the spec's own sampling; a second one draws nothing."""
 
-import json
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from tiny import make_tiny
+from building import spec_folder
 
 from retouch.compiler.build import Options, build
 from retouch.compiler.evidence import survey
@@ -43,30 +40,10 @@ gates:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A spec, the model that it edits, and a judge that asks which of two channels is brighter."""
-    folder = tmp_path_factory.mktemp("spec")
-    make_tiny(folder / "model")
-    (folder / "edit.yaml").write_text(SPEC)
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("concept", "tint")
-    ]
-    nodes = [
-        helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Gather", ["mean", "both"], ["concept"], axis=1),
-        helper.make_node("Identity", ["concept"], ["tint"]),
-    ]
-    numbers = [
-        helper.make_tensor(name, TensorProto.INT64, [2], v)
-        for name, v in (("axes", [2, 3]), ("both", [0, 1]))
-    ]
-    graph = helper.make_graph(nodes, "judge", [image], outputs, numbers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(folder / "judge.onnx"))
-    labels = {"concept": ["doctor", "cat"], "tint": ["red", "green"]}
-    (folder / "judge.json").write_text(json.dumps({"labels": labels}))
-    return folder
+    judged = {"concept": ("doctor", "cat"), "tint": ("red", "green")}
+    return spec_folder(tmp_path_factory.mktemp("spec"), tiny, SPEC, **judged)
 
 
 def _built(folder: Path, name: str, cache: Path) -> Manifest:

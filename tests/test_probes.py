@@ -2,15 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from building import spec_folder
 from PIL import Image
-from tiny import make_tiny
 
 from retouch.compiler.build import Options, build
 from retouch.compiler.plan import make_plan
@@ -24,7 +24,7 @@ from retouch.compiler.torch_models.shipped import check_parity, shipped_pipeline
 from retouch.runtime.artefact import open_artefact, verify
 from retouch.runtime.cli import main
 from retouch.runtime.judges import Judge
-from retouch.specs.canonical import digest_file, sealed
+from retouch.specs.canonical import digest_file, merkle_root, sealed
 from retouch.specs.errors import GateError, IntegrityError, UndecidedError
 from retouch.specs.probes import ProbeReport
 
@@ -51,13 +51,9 @@ QUICK = ("--images", "4", "--effort", "inversion.steps=2", "--effort", "token_se
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A spec, the model that it edits, and a judge."""
-    folder = tmp_path_factory.mktemp("spec")
-    make_tiny(folder / "model")
-    (folder / "edit.yaml").write_text(SPEC)
-    write_judge(folder)
-    return folder
+    return spec_folder(tmp_path_factory.mktemp("spec"), tiny, SPEC, concept=LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +65,6 @@ def artefact(folder: Path, skeletons: Path) -> Path:
 @pytest.fixture(scope="module")
 def patient(artefact: Path) -> Patient:
     return Patient(artefact)
-
-
-def write_judge(folder: Path) -> None:
-    """Write a judge that takes an image for the label whose channel is the brightest."""
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])
-    logits = helper.make_tensor_value_info("concept", TensorProto.FLOAT, ["n", len(LABELS)])
-    mean = helper.make_node("ReduceMean", ["image", "axes"], ["concept"], keepdims=0)
-    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
-    graph = helper.make_graph([mean], "judge", [image], [logits], [axes])
-    opset = [helper.make_opsetid("", 20)]
-    (folder / "judge.onnx").write_bytes(
-        helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
-    )
-    (folder / "judge.json").write_text(json.dumps({"labels": {"concept": LABELS}}))
-    onnx.checker.check_model(str(folder / "judge.onnx"))
 
 
 def probe(*arguments: object) -> int:
@@ -203,6 +184,102 @@ def test_what_cannot_be_carried_out_is_said(
     given = (artefact, "--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx")
     exit_code, value = result_of(capsys, *given, *arguments)
     assert (exit_code, value["faults"][0]["code"]) == (2, code)
+
+
+def test_a_dry_run_says_what_every_probe_costs_and_examines_nothing(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patient, "__init__", lambda *_: pytest.fail("the artefact was opened for probing"))
+    given = ("--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx", "--images", "4", "--dry-run")
+    code, value = result_of(capsys, artefact, *given, "--effort", "inversion.steps=5")
+    assert code == 0
+    cost = value["cost"]
+    assert list(cost) == ["images to compare with", *probes.names()]
+    # Images for the concept and the control, each 3 steps guided; 5 steps of 8 samples for each.
+    assert cost["plain"]["predicted"] == 2 * 4 * 6
+    assert cost["inversion"]["predicted"] == 2 * 4 * 6
+    assert cost["inversion"]["differentiated"] == 2 * 5 * 8
+    assert cost["static"]["predicted"] == 0
+    assert all(part["seconds"] >= 0 for part in cost.values())
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_drawn(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patient, "__init__", lambda *_: pytest.fail("the artefact was opened for probing"))
+    given = ("--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx")
+    code, value = result_of(capsys, artefact, *given, "-o", folder / "edit.yaml")
+    assert (code, value["faults"][0]["code"]) == (2, "E_OUTPUT")
+
+
+def test_what_is_not_an_artefact_to_probe_is_refused_with_a_code(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ("--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx")
+    code, value = result_of(capsys, tmp_path, *given)
+    assert (code, value["faults"][0]["code"]) == (3, "E_MISSING")
+
+    shutil.copytree(artefact, tmp_path / "built")
+    weights = max((tmp_path / "built" / "unet").iterdir(), key=lambda file: file.stat().st_size)
+    flipped = bytearray(weights.read_bytes())
+    flipped[100] ^= 1
+    weights.write_bytes(flipped)
+    code, value = result_of(capsys, tmp_path / "built", *given)
+    assert (code, value["faults"][0]["code"]) == (3, "E_CHANGED")
+
+
+def without_weights(folder: Path) -> None:
+    graph = folder / "unet" / "model.onnx"
+    model = onnx.load_model(graph, load_external_data=False)
+    del model.graph.initializer[:]
+    graph.write_bytes(model.SerializeToString())
+
+
+def of_no_class(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["os", "system"]}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (without_weights, "E_TENSOR_MISSING"),
+        (of_no_class, "E_COMPONENT"),
+        (lambda folder: (folder / "unet" / "model.onnx").write_bytes(b"no graph"), "E_GRAPH"),
+        (lambda folder: (folder / "unet" / "config.json").write_text("[]"), "E_CONFIG"),
+        (
+            lambda folder: (folder / "unet" / "config.json").write_text('{"down_block_types": [1]}'),
+            "E_CONFIG",
+        ),
+    ],
+)
+def test_a_sealed_artefact_that_holds_no_model_is_refused_with_a_code(
+    folder: Path,
+    artefact: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    spoil: Callable[[Path], object],
+    code: str,
+) -> None:
+    """The seal is whole: who made this could write whatever they wanted."""
+    shutil.copytree(artefact, tmp_path / "built")
+    spoil(tmp_path / "built")
+    reseal(tmp_path / "built")
+    given = ("--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx")
+    exit_code, value = result_of(capsys, tmp_path / "built", *given)
+    assert (exit_code, value["faults"][0]["code"]) == (2, code)
+
+
+def reseal(folder: Path) -> None:
+    """Write the manifest of what lies in a folder now, as an attacker could."""
+    value = json.loads((folder / "manifest.json").read_bytes())
+    del value["digest"]
+    for record in value["files"]:
+        file = folder / record["path"]
+        record |= {"size": file.stat().st_size, "sha256": digest_file(file)}
+    value["merkle_root"] = merkle_root(sorted((r["path"], r["sha256"]) for r in value["files"]))
+    (folder / "manifest.json").write_bytes(sealed(value))
+    shutil.rmtree(folder / "attestations", ignore_errors=True)
 
 
 def test_another_spec_is_refused(
