@@ -2,8 +2,8 @@
 
 Observers judge claims on what is written, in the orientation of the file that it came from, so a
 later cast cannot make a claim untrue. Tensors that somebody edited are computed side by side, a few
-at a time; those that nobody touched go from file to file in pieces. Both are written in order: what a
-file holds depends neither on the cores nor on the memory of a machine.
+at a time; those that nobody touched go from file to file in pieces. A thread of its own writes both, in
+order: what a file holds depends neither on the cores nor on the memory of a machine.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import RawIOBase
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -25,13 +25,14 @@ from .emit import Job, Watch
 from .evidence.rounding import rounded_up
 from .graphs.packing import packed_bytes
 from .ir import Pipeline
-from .tensors import Array, Stored, Tensor, Tied, bytes_of, is_finite, row_blocks
+from .tensors import Array, Stored, Tensor, Tied, bytes_of, is_finite, row_blocks, transposed
 from .threads import single_threaded
 
 # Tensors that are computed at a time. More would only wait for the disk.
 WORKERS = min(4, os.cpu_count() or 1)
-# Bytes that may wait to be written: a larger matrix goes alone, of small ones there may be a few dozen.
+# Bytes that may be computed ahead: a larger matrix goes alone, of small ones there may be a few dozen.
 AHEAD = 16 << 20
+BEHIND = 8 << 20  # bytes that may wait to be written
 PIECE = 1 << 20  # bytes of an untouched tensor that are in memory at a time
 
 
@@ -91,8 +92,7 @@ class WritePass:
         `component` is what the record calls them; the record's path is relative to `root`.
         """
         leaves, changed = [], []
-        with file.open("xb") as stream:
-            output = _Output(stream)
+        with file.open("xb", buffering=0) as stream, _Output(stream) as output:
             output.put(start)
             for step in self._steps(entries):
                 if isinstance(step, Computed):
@@ -181,7 +181,7 @@ class WritePass:
         else:
             values = _cast(given, entry.dtype)
             _refuse_broken(entry.name, values)
-            data = np.ascontiguousarray(values.T) if entry.transposed else values
+            data = transposed(values) if entry.transposed else values
         digest = hashlib.sha256(_bytes(data).data).hexdigest()
         changed = self._changed(entry, values, data)
         shown = values if self._is_asked(entry.name) else None
@@ -223,15 +223,37 @@ class WritePass:
 
 
 class _Output:
-    """A file that is written once, and the digest of all of it."""
+    """A file that is written once, and the digest of all of it; both behind the caller, in one thread."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: RawIOBase) -> None:
         self.whole = hashlib.sha256()
+        self._stream = stream
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            self._wait(0)
 
     def put(self, data: bytes | memoryview) -> None:
+        """Let data be written, which nobody changes any more."""
+        self._wait(max(0, BEHIND - len(data)))
+        self._waiting.append((len(data), self._thread.submit(self._write, data)))
+
+    def _wait(self, size: int) -> None:
+        """Wait until no more bytes than these are to be written; raise what went wrong."""
+        while sum(waiting for waiting, _ in self._waiting) > size:
+            self._waiting.popleft()[1].result()
+
+    def _write(self, data: bytes | memoryview) -> None:
         self.whole.update(data)
-        self._stream.write(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._stream.write(rest) :]
 
     def copy(self, entry: Entry) -> str:
         """Write an untouched tensor piece by piece; return its own digest."""
