@@ -1,7 +1,6 @@
 """Merged weights act as PEFT's runtime does, whatever library saved the adapter; nothing is guessed."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -321,12 +320,3 @@ def test_the_demos_adapter_is_the_same_in_both_of_its_layouts() -> None:
     for name in names:
         assert plain.tensors[name].read().tobytes() == kohya.tensors[name].read().tobytes()
         assert plain.tensors[name].read().tobytes() != demo.tensors[name].read().tobytes()
-
-
-def test_every_example_of_the_documentation_is_a_good_block() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text()
-    examples = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 3
-    for example in examples:
-        (edit,) = yaml.safe_load(example)["edits"]
-        assert make("merge_adapters", edit["merge_adapters"]).adapters
