@@ -35,6 +35,7 @@ from ..compiler.torch_models.inversion import Search, invert
 REFRESH = 60  # steps between two drawings of the samples that are trained on
 BATCHES = 4  # that are drawn then
 TRAJECTORY = 8  # steps of a drawing: each gives samples at one noise level
+DRIFT = 1.0  # weight of the drift of text states beside the error of predictions on prompts that stay
 KEPT_AT_ONCE = 16  # preserved prompts looked at in a step, where they have to be encoded anew
 SAVE_EVERY = 20.0  # seconds
 INVERSION = Search(steps=60, rate=0.03, batch=4)
@@ -45,8 +46,9 @@ SHOWN = 8  # drawings of a concept by the unedited model, for the inversion to l
 class Course:
     """What to train, in numbers. `targets` are tensors by the pipeline's names, `[out, in]` each."""
 
-    concepts: tuple[tuple[str, ...], ...]  # each concept's prompts
-    guides: tuple[str, ...]  # each concept's; the empty prompt where the spec names none
+    # Each concept's prompts, and the guide of each, in the same template; empty where the spec names none.
+    concepts: tuple[tuple[str, ...], ...]
+    guides: tuple[tuple[str, ...], ...]
     kept: tuple[str, ...]
     targets: Mapping[str, tuple[int, ...]]
     rank: int
@@ -70,6 +72,7 @@ class State:
 
     down: dict[str, Tensor]
     up: dict[str, Tensor]
+    start: Deltas = field(default_factory=dict)  # what training begins at, and leaves alone
     # (concept, an embedding [N, D] an encoder) of each word that an inversion found
     found: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -77,7 +80,9 @@ class State:
 
     @property
     def deltas(self) -> Deltas:
-        return {name: (self.down[name], self.up[name]) for name in self.down}
+        """Everything that is added to weights: where training began, and what was learned."""
+        learned = {name: (self.down[name], self.up[name]) for name in self.down}
+        return {**self.start, **{name: _beside(self.start.get(name), own) for name, own in learned.items()}}
 
 
 @dataclass(frozen=True)
@@ -89,15 +94,27 @@ class Sample:
     wanted: Tensor  # [steps, B, C, H, W]
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Samples of concepts, which are to say something else, and of prompts that stay."""
+
+    erased: list[Sample]
+    kept: list[Sample]
+
+
 def train(
-    model: Gradients, course: Course, checkpoint: Path, advance: Callable[[int], None] = lambda _: None
+    model: Gradients,
+    course: Course,
+    checkpoint: Path,
+    start: Deltas | None = None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> State:
     """Carry out a course, or what is left of it, and return its end; the checkpoint is kept."""
-    state, kept, saved = _fresh(course), Kept(model, course), time.monotonic()
+    state, kept, saved = _fresh(course, start or {}), Kept(model, course), time.monotonic()
     optimizer = torch.optim.Adam([*state.down.values(), *state.up.values()], lr=course.rate)
     _resume(checkpoint, state, optimizer)
     advance(state.done)
-    pool: list[Sample] | None = None
+    pool: Pool | None = None
     while state.done < course.total:
         if state.done % course.steps == 0 and state.done:
             _search(model, course, state)
@@ -107,17 +124,23 @@ def train(
                 _save(checkpoint, state, optimizer)
                 saved = time.monotonic()
             pool = _draw_pool(model, course, state)
+        optimizer.zero_grad()
         loss = _step(model, course, state, kept, pool)
         for group in optimizer.param_groups:
             group["lr"] = course.rate * _rate(state.done, course)
-        optimizer.zero_grad()
-        loss.backward()
         optimizer.step()
-        state.losses.append(float(loss.detach()))
+        state.losses.append(loss)
         state.done += 1
         advance(1)
     _save(checkpoint, state, optimizer)
     return state
+
+
+def _beside(start: tuple[Tensor, Tensor] | None, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the factors of a sum of two changes."""
+    if start is None:
+        return own
+    return torch.cat([start[0], own[0]]), torch.cat([start[1], own[1]], dim=1)
 
 
 def losses(checkpoint: Path, course: Course) -> list[float]:
@@ -134,7 +157,7 @@ def _rate(done: int, course: Course) -> float:
     return min(1.0, left)
 
 
-def _fresh(course: Course) -> State:
+def _fresh(course: Course, start: Deltas) -> State:
     """Begin with no change: `up` is zero. Source: Hu et al., LoRA, 2106.09685, section 4.1."""
     dice = torch.Generator().manual_seed(course.seed)
     down, up = {}, {}
@@ -142,7 +165,7 @@ def _fresh(course: Course) -> State:
         outputs, inputs = course.targets[name]
         down[name] = (torch.randn(course.rank, inputs, generator=dice) / inputs**0.5).requires_grad_()
         up[name] = torch.zeros(outputs, course.rank).requires_grad_()
-    return State(down, up)
+    return State(down, up, start)
 
 
 def _dice(course: Course, *place: int) -> torch.Generator:
@@ -154,52 +177,72 @@ def _dice(course: Course, *place: int) -> torch.Generator:
 # Samples: drawn by the model as it is now, judged by the model as it was
 
 
-def _draw_pool(model: Gradients, course: Course, state: State) -> list[Sample]:
-    """Draw some batches for the concepts in turn, and say what the model should have predicted on the way."""
+def _draw_pool(model: Gradients, course: Course, state: State) -> "Pool":
+    """Draw batches for the concepts in turn, and for prompts that stay, with what to predict on the way."""
     dice = _dice(course, 1, state.done)
     first = state.done // REFRESH * BATCHES * course.batch
-    return [
-        _draw_batch(
-            model, course, state, range(first + i * course.batch, first + (i + 1) * course.batch), dice
-        )
-        for i in range(BATCHES)
-    ]
+    turns = [range(first + i * course.batch, first + (i + 1) * course.batch) for i in range(BATCHES)]
+    return Pool(
+        [_draw_batch(model, course, state, part, dice) for part in turns],
+        [_draw_kept(model, course, dice) for _ in turns[::2]],
+    )
+
+
+@torch.no_grad()
+def _draw_kept(model: Gradients, course: Course, dice: torch.Generator) -> Sample:
+    """Draw prompts that stay, by the model as it was: what it predicted is what is wanted."""
+    chosen = torch.randint(len(course.kept), (course.batch,), generator=dice).tolist()
+    words = [model.words(course.kept[i]) for i in chosen]
+    states, empty = model.encode(words), model.encode([model.words("")])
+    noise = torch.randn(course.batch, *_latent_shape(model), generator=dice)
+    drawn = draw(model, states, empty, short_table(model.pipeline.sampling, TRAJECTORY), noise)
+    return Sample(words, drawn, predictions(model, drawn, states))
+
+
+def predictions(model: Gradients, drawn: Drawn, states: States) -> Tensor:
+    """Return what the model says to the samples of a drawing, [steps, B, C, H, W]."""
+    return torch.stack(
+        [
+            model.predict(sample, timestep.expand(len(sample)), states)
+            for sample, timestep in zip(drawn.samples, drawn.timesteps, strict=True)
+        ]
+    )
 
 
 def _draw_batch(
     model: Gradients, course: Course, state: State, turns: range, dice: torch.Generator
 ) -> Sample:
     chosen = [turn % len(course.concepts) for turn in turns]
-    words = [_prompt_of(model, course, state, concept, dice) for concept in chosen]
+    words, asked = zip(*(_prompt_of(model, course, state, each, dice) for each in chosen), strict=True)
     with torch.no_grad():
         now, empty = model.encode(words, state.deltas), model.encode([model.words("")], state.deltas)
         noise = torch.randn(course.batch, *_latent_shape(model), generator=dice)
         table = short_table(model.pipeline.sampling, TRAJECTORY)
         drawn = draw(model, now, empty, table, noise, state.deltas)
-        guides = model.encode([model.words(course.guides[concept]) for concept in chosen])
-        return Sample(words, drawn, wanted(model, course, drawn, model.encode(words), guides))
+        guides = model.encode([model.words(guide) for guide in asked])
+        return Sample(list(words), drawn, wanted(model, course, drawn, model.encode(words), guides))
 
 
 def wanted(model: Gradients, course: Course, drawn: Drawn, concept: States, guides: States) -> Tensor:
     """Return ESD's target on samples of a drawing [steps, B, C, H, W], by the model as it was."""
-    count = drawn.samples.shape[1]
-    empty = model.encode([model.words("")]).repeat(count)
-    batch, found = States.cat([concept, guides, empty]), []
-    for sample, timestep in zip(drawn.samples, drawn.timesteps, strict=True):
-        out = model.predict(torch.cat([sample] * 3), timestep.expand(3 * count), batch)
-        of_concept, of_guide, of_empty = out.chunk(3)
-        found.append(of_guide - course.strength * (of_concept - of_empty))
-    return torch.stack(found)
+    of_guide = predictions(model, drawn, guides)
+    if course.strength == 0:
+        return of_guide
+    empty = model.encode([model.words("")]).repeat(drawn.samples.shape[1])
+    apart = predictions(model, drawn, concept) - predictions(model, drawn, empty)
+    return of_guide - course.strength * apart
 
 
-def _prompt_of(model: Gradients, course: Course, state: State, concept: int, dice: torch.Generator) -> Words:
-    """Choose a prompt of a concept, or as often a word that an inversion found."""
+def _prompt_of(
+    model: Gradients, course: Course, state: State, concept: int, dice: torch.Generator
+) -> tuple[Words, str]:
+    """Choose a prompt of a concept, or as often a word that an inversion found; and say what guides it."""
     found = [learned for owner, learned in state.found if owner == concept]
     prompts = course.concepts[concept]
     pick = int(torch.randint(2 * len(prompts) if found else len(prompts), (1,), generator=dice))
     if pick < len(prompts):
-        return model.words(prompts[pick])
-    return model.with_prefix("", found[pick % len(found)])
+        return model.words(prompts[pick]), course.guides[concept][pick]
+    return model.with_prefix("", found[pick % len(found)]), course.guides[concept][0]
 
 
 def _latent_shape(model: Gradients) -> tuple[int, int, int]:
@@ -211,9 +254,29 @@ def _latent_shape(model: Gradients) -> tuple[int, int, int]:
 # A step, and what it must leave alone
 
 
-def _step(model: Gradients, course: Course, state: State, kept: "Kept", pool: list[Sample]) -> Tensor:
+def _step(model: Gradients, course: Course, state: State, kept: "Kept", pool: Pool) -> float:
+    """Leave the gradient of one step's loss on the factors and return the loss.
+
+    Its parts are differentiated one after another, so that one batch at a time is held.
+    """
     dice = _dice(course, 2, state.done)
-    # Any samples of the pool together, so that no step belongs to a few concepts.
+    total = _backward(_error(model, course, state, pool.erased, dice))
+    if course.keep_weight:
+        stays = _error(model, course, state, pool.kept, dice)
+        total += _backward(course.keep_weight * stays)
+        total += _backward(course.keep_weight * DRIFT * kept.drift(state.deltas, dice))
+    return total
+
+
+def _backward(loss: Tensor) -> float:
+    loss.backward()
+    return float(loss.detach())
+
+
+def _error(
+    model: Gradients, course: Course, state: State, pool: list[Sample], dice: torch.Generator
+) -> Tensor:
+    """Return the mean squared error on a batch of a pool's samples, whichever drawings they are of."""
     levels = torch.randint(len(pool[0].wanted), (course.batch,), generator=dice).tolist()
     places = torch.randperm(len(pool) * course.batch, generator=dice)[: course.batch].tolist()
     chosen = [(pool[place // course.batch], place % course.batch) for place in places]
@@ -228,8 +291,7 @@ def _step(model: Gradients, course: Course, state: State, kept: "Kept", pool: li
         )
     )
     states = model.encode([sample.words[row] for sample, row in chosen], state.deltas)
-    erase = (model.predict(samples, timesteps, states, state.deltas) - asked).square().mean()
-    return erase + course.keep_weight * kept.drift(state.deltas, dice)
+    return (model.predict(samples, timesteps, states, state.deltas) - asked).square().mean()
 
 
 class Kept:
@@ -261,6 +323,7 @@ class Kept:
         shares = [
             torch.sum((up.T @ up) * (down @ self._second @ down.T)) / self._sizes[name]
             for name, (down, up) in deltas.items()
+            if name in self._sizes
         ]
         return torch.stack(shares).mean()
 

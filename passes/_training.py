@@ -3,7 +3,7 @@
 This file imports torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..compiler.digests import feed
 from ..compiler.environment import environment
 from ..compiler.evidence.manifest import parameters
-from ..compiler.ir import Pipeline
+from ..compiler.ir import Pipeline, changed_tensors
 from ..compiler.studio import Studio
 from ..compiler.tensors import Array, Shared, Tensor, widen
 from ..compiler.threads import single_threaded
@@ -46,9 +46,25 @@ def trained(edit: "EraseByTraining", pipeline: Pipeline, checkpoint: Path) -> Ar
     advance = studio.report.task(f"train {edit.name}", course.total)
     with single_threaded():
         model = Gradients(replace(pipeline, sampling=studio.sampling))
-        state = _esd.train(model, course, checkpoint, advance)
+        state = _esd.train(model, course, checkpoint, _start(edit, pipeline), advance)
     parts = [group[name].detach().numpy().ravel() for name in state.down for group in (state.down, state.up)]
     return np.concatenate(parts)
+
+
+def _start(edit: "EraseByTraining", pipeline: Pipeline) -> gradients.Deltas:
+    """Return the closed form's change as factors, where training begins at it."""
+    if edit.begins_at == "unedited":
+        return {}
+    from ._warm_start import factors
+
+    found = factors(edit, pipeline)
+    return {name: (torch.from_numpy(down), torch.from_numpy(up)) for name, (down, up) in found.items()}
+
+
+def _begun(edit: "EraseByTraining", pipeline: Pipeline) -> tuple[tuple[str, Tensor], ...]:
+    """Return the matrices that training begins at, where they are not the model's own."""
+    begun = edit.begun(pipeline)
+    return tuple((name, begun.tensors[name]) for name in changed_tensors(pipeline, begun))
 
 
 def checkpoint_of(edit: "EraseByTraining", pipeline: Pipeline) -> Path:
@@ -62,7 +78,8 @@ def checkpoint_of(edit: "EraseByTraining", pipeline: Pipeline) -> Path:
         "block": {name: value for name, value in parameters(edit).items() if name not in LIMITS},
         "kept": list(course.kept),
         "sampling": studio.sampling.table().model_dump(mode="json"),
-        "tensors": _digest(tensors),
+        "tensors": _digest_once(tensors),
+        "start": _digest(_begun(edit, pipeline)),
         "code": [digest_file(Path(str(module.__file__))) for module in CODE],
         "circumstances": {name: found[name] for name in CIRCUMSTANCES},
     }
@@ -100,7 +117,7 @@ def _residuals(course: _esd.Course, before: Pipeline, after: Pipeline) -> list[f
     found = []
     with torch.no_grad():
         for words, drawn, wanted, was in looked:
-            now = _predictions(edited, drawn, edited.encode(words))
+            now = _esd.predictions(edited, drawn, edited.encode(words))
             found.append(float((now - wanted).norm() / (was - wanted).norm().clamp(min=1e-12)))
     return found
 
@@ -109,23 +126,15 @@ def _residuals(course: _esd.Course, before: Pipeline, after: Pipeline) -> list[f
 def _look(model: Gradients, course: _esd.Course, concept: int) -> Any:
     """Draw a concept with the model as it was; say what it predicted on the way and what was wanted."""
     prompts = course.concepts[concept]
-    words = [model.words(prompts[i % len(prompts)]) for i in range(SEEN)]
+    chosen = [i % len(prompts) for i in range(SEEN)]
+    words = [model.words(prompts[i]) for i in chosen]
     states, empty = model.encode(words), model.encode([model.words("")])
-    guides = model.encode([model.words(course.guides[concept])]).repeat(SEEN)
+    guides = model.encode([model.words(course.guides[concept][i]) for i in chosen])
     noise = unit_noise(model, range(SEEN_FROM, SEEN_FROM + SEEN))
     table = short_table(model.pipeline.sampling, _esd.TRAJECTORY)
     drawn = draw(model, states, empty, table, noise)
     wanted = _esd.wanted(model, course, drawn, states, guides)
-    return words, drawn, wanted, _predictions(model, drawn, states)
-
-
-def _predictions(model: Gradients, drawn: drawing.Drawn, states: gradients.States) -> torch.Tensor:
-    return torch.stack(
-        [
-            model.predict(sample, timestep.expand(len(sample)), states)
-            for sample, timestep in zip(drawn.samples, drawn.timesteps, strict=True)
-        ]
-    )
+    return words, drawn, wanted, _esd.predictions(model, drawn, states)
 
 
 def _drifts(
@@ -180,7 +189,11 @@ def _square(array: NDArray[np.float64]) -> float:
 
 
 @lru_cache(maxsize=4)
-def _digest(tensors: tuple[tuple[str, Tensor], ...]) -> str:
+def _digest_once(tensors: tuple[tuple[str, Tensor], ...]) -> str:
+    return _digest(tensors)
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     hasher = sha256()
     feed(hasher, tensors)
     return hasher.hexdigest()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.floating]
 Where = Literal["cross_attention", "text_encoder"]
+Start = Literal["unedited", "linear"]
 
 # The layer that HiRM trains: the first one's linear maps. Source: HiRM (ICLR 2026), section 4.
 FIRST_LAYER = ("*encoder.layers.0.self_attn.*_proj.weight", "*encoder.layers.0.mlp.fc?.weight")
@@ -50,9 +51,13 @@ class EraseByTraining(Pass):
     On samples that the model draws for the concept, its prediction learns to be that of `towards`, less
     `strength` times the concept's own direction. What is learned is a change of rank `rank` of each key and
     value matrix of cross-attention, or of the linear maps in the text encoder's first layer (`where`); it
-    is fused afterwards. A penalty on how far `preserve`, the guides and `vocabulary` words of the tokenizer
-    move weighs `keep_weight`. After `steps` steps, `rounds` times: textual inversion looks for a word that
-    still draws the concept, and another `steps` steps erase that word too.
+    is fused afterwards. With `start: linear` it is learned on top of the closed-form erasure of the same
+    concepts (`erase_concepts`), which is where several concepts start by default if they have guides.
+
+    What stays is `preserve`, the guides, siblings of each concept by the `neighbors` closest words and
+    `vocabulary` words of the tokenizer: `keep_weight` weighs how far predictions on samples of them move,
+    and how far what the denoiser reads of them does. After `steps` steps, `rounds` times: textual inversion
+    looks for a word that still draws the concept, and another `steps` steps erase that word too.
 
     Memory: denoiser and text encoders in float32, and what a gradient of the denoiser holds for `batch`
     images. Training that was stopped goes on from the build cache; the same spec gives the same bytes.
@@ -67,6 +72,7 @@ class EraseByTraining(Pass):
 
     concepts: Annotated[tuple[TrainedConcept, ...], Field(min_length=1)]
     preserve: tuple[Text, ...] = ()
+    start: Start | None = None
     where: Where = "cross_attention"
     templates: Annotated[tuple[Text, ...], Field(min_length=1)] = TEMPLATES
     strength: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -76,6 +82,7 @@ class EraseByTraining(Pass):
     rate: Annotated[float, Field(gt=0, le=1)] = 0.02
     batch: Annotated[int, Field(ge=1, le=64)] = 4
     keep_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 200
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     residual_at_most: Decimal | None = None
@@ -86,13 +93,22 @@ class EraseByTraining(Pass):
         targets = self._targets(pipeline)
         sizes = {name: self.rank * sum(shape) for name, shape in targets.items()}
         factors = Shared(lambda: self._factors(pipeline), np.dtype(np.float32), (sum(sizes.values()),))
-        changed, start = {}, 0
+        begun = self.begun(pipeline)
+        changed, place = {}, 0
         for name, shape in targets.items():
-            tensor = pipeline.tensors[name]
-            rule = _Add(start, shape, self.rank)
+            tensor = begun.tensors[name]
+            rule = _Add(place, shape, self.rank)
             changed[name] = Edited((tensor, factors), rule, tensor.dtype, tensor.shape, self.name)
-            start += sizes[name]
-        return pipeline.with_tensors(changed)
+            place += sizes[name]
+        return begun.with_tensors(changed)
+
+    def begun(self, pipeline: Pipeline) -> Pipeline:
+        """Return the pipeline that training begins at; the closed form is solved when a tensor is read."""
+        if self.begins_at == "unedited":
+            return pipeline
+        from ._warm_start import closed_form
+
+        return closed_form(self).run(pipeline)
 
     def observers(self, before: Pipeline, after: Pipeline) -> Iterable[Observer]:
         del after
@@ -120,8 +136,8 @@ class EraseByTraining(Pass):
 
         return Course(
             concepts=tuple(tuple(self._filled(concept.names)) for concept in self.concepts),
-            guides=tuple(concept.towards for concept in self.concepts),
-            kept=("", *self._filled(self.preserved), *self._words(pipeline)),
+            guides=tuple(tuple(self._guides(concept)) for concept in self.concepts),
+            kept=("", *self._filled(self.preserved), *self._unnamed(pipeline)),
             targets=self._targets(pipeline),
             rank=self.rank,
             steps=self.steps,
@@ -134,20 +150,41 @@ class EraseByTraining(Pass):
         )
 
     @property
+    def begins_at(self) -> Start:
+        """Where training begins: by default at the closed form where that erases the same."""
+        if self.start is not None:
+            return self.start
+        several = len(self.concepts) > 1 and all(concept.towards for concept in self.concepts)
+        return "linear" if several and self.where == "cross_attention" else "unedited"
+
+    @property
     def preserved(self) -> tuple[str, ...]:
         """What is kept: the prompts named and every guide, each once."""
         guides = (concept.towards for concept in self.concepts if concept.towards)
         return tuple(dict.fromkeys([*self.preserve, *guides]))
 
+    def _guides(self, concept: TrainedConcept) -> list[str]:
+        """Return what each of a concept's prompts is led to; the empty prompt has no template."""
+        if not concept.towards:
+            return [""] * len(self._filled(concept.names))
+        return self._filled([concept.towards] * len(concept.names))
+
     def _filled(self, texts: Iterable[str]) -> list[str]:
         return [fill(template, text) for text in texts for template in self.templates]
 
-    def _words(self, pipeline: Pipeline) -> list[str]:
-        """Return `a WORD` for words of the vocabulary that no concept's name holds, frequent ones first."""
+    def _unnamed(self, pipeline: Pipeline) -> list[str]:
+        """Return what is kept though nobody named it, each in one template in turn.
+
+        Siblings of the concepts, and words of the vocabulary that no concept's name holds.
+        """
+        from ._neighbors import neighbor_prompts
         from ._preserving import vocabulary_prompts
 
-        spoken = [name for concept in self.concepts for name in concept.names]
-        return list(vocabulary_prompts(pipeline, self.vocabulary, spoken))
+        concepts = [concept.name for concept in self.concepts]
+        names = [name for concept in self.concepts for name in concept.names]
+        siblings = neighbor_prompts(pipeline, concepts, self.neighbors, names)
+        texts = [*siblings, *vocabulary_prompts(pipeline, self.vocabulary, names)]
+        return [fill(self.templates[i % len(self.templates)], text) for i, text in enumerate(texts)]
 
     def _targets(self, pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
         """Return the matrices that change and their shapes, sorted by name.
@@ -195,7 +232,19 @@ class EraseByTraining(Pass):
         for i, prompt in enumerate(self.preserve):
             if prompt.casefold() in names:
                 yield Fault("E_ERASE_PRESERVED", f"`{prompt}` is erased as well", f"{self.name}.preserve.{i}")
+        if self.start == "linear":
+            yield from self._start_faults()
         yield from self._length_faults(pipeline)
+
+    def _start_faults(self) -> Iterator[Fault]:
+        place, hint = f"{self.name}.start", "use `start: unedited`"
+        if self.where != "cross_attention":
+            message = "the closed form changes keys and values, and `where` says that they stay"
+            yield Fault("E_ERASE_START", message, place, hint)
+        for concept in self.concepts:
+            if not concept.towards:
+                message = f"the closed form has nothing to lead `{concept.name}` to"
+                yield Fault("E_ERASE_START", message, place, f"give it `towards`, or {hint}")
 
     def _length_faults(self, pipeline: Pipeline) -> Iterator[Fault]:
         folders = {pipeline.components[share.tokenizer].folder for share in pipeline.family.text_encoders}

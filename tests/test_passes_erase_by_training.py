@@ -12,6 +12,7 @@ from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.plan import make_plan
 from retouch.compiler.studio import Studio
 from retouch.passes import _esd, _training
+from retouch.passes._warm_start import closed_form, factors
 from retouch.specs.errors import SpecError
 
 from .passes import evidence_of, make, open_tiny
@@ -61,15 +62,62 @@ def _short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_esd, "INVERSION", replace(_esd.INVERSION, steps=2))
 
 
-def test_a_training_that_was_stopped_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    whole = trained(at_work(tmp_path / "whole", Watching()), rounds=1)
+@pytest.mark.parametrize("start", ["unedited", "linear"])
+def test_a_training_that_was_stopped_goes_on_bit_by_bit(tmp_path: Path, start: str) -> None:
+    block = {"rounds": 1, "start": start}
+    whole = trained(at_work(tmp_path / "whole", Watching()), **block)
     with pytest.raises(Stopped):
         # In the second round, between two checkpoints, with a word found before.
-        trained(at_work(tmp_path / "parts", Watching(until=18)), rounds=1)
+        trained(at_work(tmp_path / "parts", Watching(until=18)), **block)
     second = Watching()
-    assert trained(at_work(tmp_path / "parts", second), rounds=1) == whole
+    assert trained(at_work(tmp_path / "parts", second), **block) == whole
     assert second.done == second.total == 20
-    assert trained(at_work(tmp_path / "parts", Watching()), rounds=1) == whole
+    assert trained(at_work(tmp_path / "parts", Watching()), **block) == whole
+
+
+def test_a_linear_start_that_learns_nothing_is_the_closed_form(tmp_path: Path) -> None:
+    pipeline = at_work(tmp_path, Watching())
+    edit = make("erase_by_training", {**SHORT, "start": "linear", "steps": 1, "rate": 1e-12})
+    after = edit.run(pipeline)
+    solved = closed_form(edit).run(pipeline)
+    names = changed_tensors(pipeline, after)
+    assert names == changed_tensors(pipeline, solved)
+    for name in names:
+        assert np.abs(after.tensors[name].read() - solved.tensors[name].read()).max() < 1e-6
+        assert np.abs(after.tensors[name].read() - pipeline.tensors[name].read()).max() > 1e-3
+
+
+def test_training_sees_the_closed_form_that_it_starts_at(tmp_path: Path) -> None:
+    """The factors that training begins at are what fusing them gives."""
+    pipeline = at_work(tmp_path, Watching())
+    edit = make("erase_by_training", {**SHORT, "start": "linear"})
+    solved = closed_form(edit).run(pipeline)
+    for name, (down, up) in factors(edit, pipeline).items():
+        fused = pipeline.tensors[name].read() + up @ down
+        assert np.abs(fused - solved.tensors[name].read()).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("block", "begins"),
+    [
+        ({}, "unedited"),
+        ({"concepts": [APPLE, {"name": "a dog", "towards": "a cat"}]}, "linear"),
+        ({"concepts": [APPLE, {"name": "a dog"}]}, "unedited"),
+        ({"concepts": [APPLE, {"name": "a dog", "towards": "a cat"}], "where": "text_encoder"}, "unedited"),
+        ({"start": "linear"}, "linear"),
+    ],
+)
+def test_several_concepts_with_guides_start_at_the_closed_form(block: dict[str, object], begins: str) -> None:
+    assert make("erase_by_training", {**SHORT, **block}).begins_at == begins
+
+
+def test_prompts_are_led_to_the_guide_in_their_own_template() -> None:
+    edit = make("erase_by_training", {**SHORT, "templates": ["{}", "{} in snow"]})
+    course = edit.course(open_tiny())
+    assert course.concepts == (("the apple logo", "the apple logo in snow"),)
+    assert course.guides == (("a cloud", "a cloud in snow"),)
+    unguided = make("erase_by_training", {**SHORT, "concepts": [{"name": "a dog"}]})
+    assert unguided.course(open_tiny()).guides == (("",),)
 
 
 def test_another_seed_or_model_is_another_training(tmp_path: Path) -> None:
@@ -138,6 +186,13 @@ def test_every_fault_of_a_block_is_told_at_once() -> None:
         "E_ERASE_PRESERVED",
         "E_ERASE_TOKENS",
     }
+
+
+def test_a_linear_start_needs_guides_and_keys_and_values() -> None:
+    block = {**SHORT, "concepts": [{"name": "a dog"}], "start": "linear", "where": "text_encoder"}
+    with pytest.raises(SpecError) as caught:
+        make("erase_by_training", block).run(open_tiny())
+    assert [fault.code for fault in caught.value.faults] == ["E_ERASE_START", "E_ERASE_START"]
 
 
 @pytest.mark.parametrize("page", ["erase-by-training", "probes"])
