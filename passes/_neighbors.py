@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.ir import Pipeline
+from ..compiler.tensors import Array, widen
 from ..compiler.text.encode import token_embeddings, tokenizer_of
 from ..compiler.text.tokenizer import SourceTokenizer
-from ._closed_form import Floats
 from ._nouns import bare, load_nouns
 from ._templates import fill
 
@@ -71,23 +71,27 @@ def _closest(
         return found
     rows = _embedded(tokenizer, embeddings, known)
     mean = rows.mean(axis=0)
-    directions = _unit(rows[free] - mean)
+    rows -= mean  # in place: there are as many bytes of them as of a large matrix of the denoiser
+    rows /= np.maximum(np.sqrt(np.einsum("ij,ij->i", rows, rows)), np.finfo(np.float32).tiny)[:, None]
     for start in range(0, len(words), AT_ONCE):
         some = words[start : start + AT_ONCE]
-        closeness = (_embedded(tokenizer, embeddings, some) - mean) @ directions.T
+        closeness = (_embedded(tokenizer, embeddings, some) - mean) @ rows.T
         for word, row in zip(some, closeness, strict=True):
-            found[word] = [known[free[place]] for place in _largest(row, count)]
+            found[word] = [known[free[place]] for place in _largest(row[free], count)]
     return found
 
 
-def _embedded(tokenizer: SourceTokenizer, embeddings: Floats, words: Sequence[str]) -> Floats:
+def _embedded(tokenizer: SourceTokenizer, embeddings: Array, words: Sequence[str]) -> NDArray[np.float32]:
     """Return the mean over the tokens that spell each word, [N, width]."""
-    spelled = (tokenizer.spelling(word).ids[1:-1] for word in words)
-    # An id that the encoder has no row for is refused where prompts are encoded.
-    return np.array([embeddings.take(ids, axis=0, mode="clip").mean(axis=0) for ids in spelled])
+    rows = np.empty((len(words), embeddings.shape[1]), np.float32)
+    for row, word in zip(rows, words, strict=True):
+        # An id that the encoder has no row for is refused where prompts are encoded.
+        found = widen(embeddings.take(tokenizer.spelling(word).ids[1:-1], axis=0, mode="clip"))
+        found.mean(axis=0, out=row)
+    return rows
 
 
-def _largest(values: Floats, count: int) -> NDArray[np.intp]:
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Return the places of the largest values, the largest first."""
     some = np.argpartition(-values, min(count, len(values)) - 1)[:count]
     return some[np.argsort(-values[some], kind="stable")]
@@ -115,7 +119,3 @@ def _says(text: str, names: frozenset[str]) -> bool:
 
 def _is_word(text: str) -> bool:
     return text.isalpha() and len(text) >= SHORTEST_WORD
-
-
-def _unit(rows: Floats) -> Floats:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)

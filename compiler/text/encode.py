@@ -26,7 +26,7 @@ from ..digests import feed
 from ..environment import environment
 from ..families import TextEncoder
 from ..ir import Pipeline
-from ..tensors import Tensor
+from ..tensors import Array, Tensor
 from ..threads import single_threaded
 from .text_encoder import Indices, PrefixTree, TextEncoderWeights, TextRows, run_text_encoder
 from .tokenizer import SourceTokenizer, load_tokenizer
@@ -123,15 +123,15 @@ def tokenizer_of(pipeline: Pipeline, encoder: TextEncoder | None = None) -> Sour
     return load_tokenizer(pipeline.components[chosen.tokenizer].folder)
 
 
-def token_embeddings(pipeline: Pipeline) -> NDArray[np.float32]:
-    """Return what the family's first text encoder reads for each token, [V, width].
+def token_embeddings(pipeline: Pipeline) -> Array:
+    """Return what the family's first text encoder reads for each token, [V, width], in the type stored.
 
     Raises:
         InputError: the text encoder lacks it.
     """
     weights = _source(pipeline, pipeline.family.text_encoders[0]).weights
     raise_all(InputError, weights.faults(0, pooled=False))
-    return weights.read("embeddings.token_embedding.weight")
+    return weights.tensors["embeddings.token_embedding.weight"].read()
 
 
 def text_width(pipeline: Pipeline) -> int:
