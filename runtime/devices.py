@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-import onnxruntime
-
 from ..specs.errors import Fault, UndecidedError, raise_all
 
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -78,7 +76,11 @@ def _missing_package(device: Device) -> list[Fault]:
     if device.module and find_spec(device.module) is None:
         hint = f"pip install 'retouch[{device.extra}]'"
         return [Fault("E_EXTRA", f"the package `{device.module}` is not installed", hint=hint)]
-    if device.provider and device.provider not in onnxruntime.get_available_providers():
+    if not device.provider:
+        return []
+    import onnxruntime
+
+    if device.provider not in onnxruntime.get_available_providers():
         return [Fault("E_EXTRA", f"onnxruntime has no {device.provider} here", hint=_other_build(device))]
     return []
 

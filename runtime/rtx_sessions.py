@@ -14,7 +14,7 @@ import onnxruntime
 
 from ..specs.errors import Fault, UndecidedError
 from .devices import RTX_PLUGIN
-from .sessions import LOAD_ERRORS, Placement, Session, from_onnxruntime, session_options
+from .sessions import Placement, Session, from_onnxruntime, load_errors, session_options
 
 
 def load_rtx(graph: Path, placement: Placement) -> Session:
@@ -27,7 +27,7 @@ def load_rtx(graph: Path, placement: Placement) -> Session:
     options.add_provider_for_devices([_gpu()], {})
     try:
         return from_onnxruntime(onnxruntime.InferenceSession(str(graph), options), str(graph))
-    except LOAD_ERRORS as error:
+    except load_errors() as error:
         hint = "an engine runs on the GPUs that the spec named, with the TensorRT-RTX that built it"
         message = f"the GPU cannot use it: {error}"
         raise UndecidedError(Fault("E_ENGINE", message, str(graph), hint)) from error
@@ -40,7 +40,7 @@ def _gpu() -> Any:
     name = plugin.get_ep_name()
     try:
         onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
-    except LOAD_ERRORS as error:
+    except load_errors() as error:
         hint = "it needs NVIDIA's driver and the CUDA runtime of the version that it was made for"
         message = f"the TensorRT-RTX provider cannot be loaded: {error}"
         raise UndecidedError(Fault("E_DRIVER", message, hint=hint)) from error

@@ -1,36 +1,31 @@
 """Loaded graphs: where they run, how many threads they take, what they take and give.
 
-Threads do not spin between operators: an idle session must not burn a core of its host.
+Threads do not spin between operators: an idle session must not burn a core of its host. onnxruntime is
+imported when the first graph is loaded: a build that draws nothing needs neither its time nor its memory.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import onnxruntime
-import onnxruntime.capi.onnxruntime_pybind11_state as errors
 from numpy.typing import NDArray
 
 from ..specs.errors import Fault, InputError, SpecError, UndecidedError
 from .artefact import Artefact
 from .devices import DEVICES, check_device
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 Size = tuple[int, int]  # height and width of an image, in pixels
 Precision = Literal["float32", "bfloat16"]
 LOG_ERRORS, LOG_FATAL = 3, 4
-# onnxruntime's exceptions share no base class but Exception; these are what loading a graph raises.
-LOAD_ERRORS: tuple[type[Exception], ...] = (
-    errors.Fail,
-    errors.InvalidArgument,
-    errors.InvalidGraph,
-    errors.InvalidProtobuf,
-    errors.NoSuchFile,
-    errors.NotImplemented,
-    errors.RuntimeException,
-)
 SIZE = re.compile("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")  # as emitters name graphs of one size
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 TYPES: Mapping[str, type[np.generic]] = {
@@ -160,15 +155,33 @@ def load_session(
     return session
 
 
+@cache
+def load_errors() -> tuple[type[Exception], ...]:
+    """Return what loading a graph raises: onnxruntime's exceptions share no base class but Exception."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as errors
+
+    return (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    )
+
+
 def from_onnxruntime(session: onnxruntime.InferenceSession, name: str) -> Session:
     """Return a session of onnxruntime's as one of ours; `name` is what errors call its graph."""
+    import onnxruntime
+
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = LOG_FATAL
 
     def run(feeds: dict[str, Any]) -> Sequence[Any]:
         try:
             return session.run(None, feeds, quiet)
-        except LOAD_ERRORS as error:
+        except load_errors() as error:
             shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in feeds.items())
             message = f"onnxruntime cannot run it on {shapes}: {error}"
             hint = "is there memory for images of this size? draw smaller ones, or fewer at once"
@@ -180,6 +193,8 @@ def from_onnxruntime(session: onnxruntime.InferenceSession, name: str) -> Sessio
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
     """Return onnxruntime's options: `threads` an operator, none of which spins."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_ERRORS
@@ -223,6 +238,8 @@ def _load(graph: bytes, name: str, placement: Placement, weights_folder: str) ->
 
 
 def _load_onnxruntime(graph: bytes, name: str, placement: Placement, weights_folder: str) -> Session:
+    import onnxruntime
+
     options = session_options(placement.threads)
     if weights_folder:
         options.add_session_config_entry(WEIGHTS_FOLDER, weights_folder)
@@ -231,7 +248,7 @@ def _load_onnxruntime(graph: bytes, name: str, placement: Placement, weights_fol
     providers = list(dict.fromkeys([wanted, DEVICES["cpu"].provider]))
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=providers)
-    except LOAD_ERRORS as error:
+    except load_errors() as error:
         raise InputError(Fault("E_GRAPH", f"onnxruntime cannot load it: {error}", name)) from error
     if wanted not in session.get_providers():
         # onnxruntime goes on without a provider whose libraries it cannot load.

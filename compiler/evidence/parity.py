@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from ...runtime.sessions import Placement, load_session
@@ -26,6 +25,7 @@ from ..torch_models.reference import Peak, run_program
 from .rounding import rounded_up
 
 if TYPE_CHECKING:
+    import onnxruntime
     import torch
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -153,7 +153,9 @@ def run_graph(file: Path, interface: Interface, inputs: Arrays) -> dict[str, NDA
     return session(**inputs)
 
 
-def _mapped_session(file: Path) -> onnxruntime.InferenceSession:
+def _mapped_session(file: Path) -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # errors
