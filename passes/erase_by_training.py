@@ -52,7 +52,7 @@ class EraseByTraining(Pass):
     `strength` times the concept's own direction. What is learned is a change of rank `rank` of each key and
     value matrix of cross-attention, or of the linear maps in the text encoder's first layer (`where`); it
     is fused afterwards. With `start: linear` it is learned on top of the closed-form erasure of the same
-    concepts (`erase_concepts`), which is where several concepts start by default if they have guides.
+    concepts (`erase_concepts`): the default where every concept has a guide and keys and values are trained.
 
     What stays is `preserve`, the guides, siblings of each concept by the `neighbors` closest words and
     `vocabulary` words of the tokenizer: `keep_weight` weighs how far predictions on samples of them move,
@@ -151,11 +151,11 @@ class EraseByTraining(Pass):
 
     @property
     def begins_at(self) -> Start:
-        """Where training begins: by default at the closed form where that erases the same."""
+        """Where training begins: by default at the closed form, where there is one in the same place."""
         if self.start is not None:
             return self.start
-        several = len(self.concepts) > 1 and all(concept.towards for concept in self.concepts)
-        return "linear" if several and self.where == "cross_attention" else "unedited"
+        guided = all(concept.towards for concept in self.concepts)
+        return "linear" if guided and self.where == "cross_attention" else "unedited"
 
     @property
     def preserved(self) -> tuple[str, ...]:
