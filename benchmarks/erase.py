@@ -44,6 +44,7 @@ SETTINGS: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
+    "RETOUCH_CACHE_SIZE": "4096",
     # Memory that is freed stays with the process. Else the published loop gets each of its outer products
     # from the system anew, and takes three times as long where the heap happens to end beside them.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),

@@ -64,20 +64,19 @@ class Store:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(hashlib.sha256(value).digest() + zlib.compress(value, 9))
             Path(name).replace(self.folder / key)
-            self._tidy(key)
+            tidy(self.folder, ENTRY, key)
 
-    def _tidy(self, newest: str) -> None:
-        """Sweep what dead writers left, then drop the least recently used beyond the limit."""
-        now = time.time()
-        for file in sorted(self.folder.glob(f"{ASIDE}*")):
-            if now - file.stat().st_mtime > ABANDONED:
-                file.unlink(missing_ok=True)
-        files = [file for file in self.folder.iterdir() if ENTRY.fullmatch(file.name) and file.is_file()]
-        oldest_last = sorted(
-            files, key=lambda file: (file.name == newest, file.stat().st_mtime), reverse=True
-        )
-        taken = 0
-        for file in oldest_last:
-            taken += file.stat().st_size
-            if taken > size_limit() and file.name != newest:
-                file.unlink(missing_ok=True)
+
+def tidy(folder: Path, entry: re.Pattern[str], newest: str) -> None:
+    """Sweep what dead writers left, then drop the least recently used entries beyond the limit."""
+    now = time.time()
+    for file in sorted(folder.glob(f"{ASIDE}*")):
+        if now - file.stat().st_mtime > ABANDONED:
+            file.unlink(missing_ok=True)
+    files = [file for file in folder.iterdir() if entry.fullmatch(file.name) and file.is_file()]
+    oldest_last = sorted(files, key=lambda file: (file.name == newest, file.stat().st_mtime), reverse=True)
+    taken = 0
+    for file in oldest_last:
+        taken += file.stat().st_size
+        if taken > size_limit() and file.name != newest:
+            file.unlink(missing_ok=True)

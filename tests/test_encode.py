@@ -1,6 +1,7 @@
 """Text states equal transformers', only what is needed is computed, and a warm cache needs no torch."""
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,25 @@ def test_a_damaged_cache_is_computed_again(tmp_path: Path, monkeypatch: pytest.M
     encode._kept.cache_clear()
     monkeypatch.setattr(encode, "run_text_encoder", None)
     assert (encode_prompts(open_tiny(), ["a cat"]).states == first).all()
+
+
+def test_the_cache_keeps_what_was_used_last_within_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
+
+    def encoded(prompt: str) -> list[Path]:
+        encode._kept.cache_clear()
+        encode_prompts(open_tiny(), [prompt])
+        return sorted(tmp_path.rglob("*.npz"))
+
+    (first,) = encoded("a cat")
+    assert len(encoded("a dog")) == 2
+    os.utime(first, (0, 0))
+    assert len(encoded("a cat")) == 2  # found, and used last
+    monkeypatch.setenv("RETOUCH_CACHE_SIZE", "0")
+    (newest,) = encoded("a shoe")
+    assert newest != first
 
 
 def test_encoding_imports_no_torch() -> None:

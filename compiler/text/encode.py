@@ -6,8 +6,11 @@ once. Thousands of prompts go through an encoder in pieces, so that memory does 
 piece is kept in the build cache under the digest of the encoder and the tokens.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +29,7 @@ from ..digests import feed
 from ..environment import environment
 from ..families import TextEncoder
 from ..ir import Pipeline
+from ..store import ASIDE, tidy
 from ..tensors import Array, Tensor
 from ..threads import single_threaded
 from .text_encoder import Indices, PrefixTree, TextEncoderWeights, TextRows, run_text_encoder
@@ -35,6 +39,7 @@ from .tokenizer import SourceTokenizer, load_tokenizer
 VERSION = 2
 # What the last bits of a text state depend on beside the encoder and the tokens.
 CIRCUMSTANCES = ("numpy", "machine", "cpu")
+ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
 # Tokens of prompts that are encoded at a time: SDXL's second encoder needs some 0.3 GB for so many.
 PIECE = 1 << 14
 
@@ -269,9 +274,12 @@ def _load(file: Path) -> TextRows | None:
     """Return what a cache file holds, or None where it is not there or not whole."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return TextRows(arrays["states"], arrays.get("pooled", None))
+            found = TextRows(arrays["states"], arrays.get("pooled", None))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+    with contextlib.suppress(OSError):
+        os.utime(file)  # what was used stays longest
+    return found
 
 
 def _keep(rows: TextRows, file: Path) -> None:
@@ -280,8 +288,9 @@ def _keep(rows: TextRows, file: Path) -> None:
     arrays |= {} if rows.pooled is None else {"pooled": rows.pooled}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".making-", delete=False) as made:
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=ASIDE, delete=False) as made:
             np.savez(made, **arrays)
         Path(made.name).replace(file)
+        tidy(file.parent, ENTRY, file.name)
     except OSError:
         return
