@@ -1,6 +1,6 @@
 """docs/erasure-table.md from results/erasure_table.json: no figure is typed by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from retouch.runtime.statistics import paired_difference, wilson
@@ -38,22 +38,67 @@ The share recovered, in per cent, over {probed} erased concepts, {probe_images} 
 control's, a figure that no model was trained on (for `noise`, a word that means nothing, judged as the
 concept). `static` is the norm needed in text space, in distances from the empty prompt; its control is
 directions that mean nothing. `none` is the unedited model.
-
-Erasing in the text path is **avoidance, not removal**: where a probe recovers more than its control does, the
-knowledge is still there, whatever the concept's own prompt draws.
+"""
+AVOIDANCE = """\
+Where a probe recovers more than its control does, the intervals not touching, the concept was **avoided, not
+removed**: the model still draws it, whatever its own prompt does.
 """
 
 
-def page_text(kept: Mapping[str, Any], methods: Sequence[str], probes: Sequence[str]) -> str:
-    """Return the page of some results; methods and probes in the order given."""
+def page_text(
+    kept: Mapping[str, Any], methods: Sequence[str], counts: Sequence[int], probes: Sequence[str]
+) -> str:
+    """Return the page of some results; methods, counts and probes in the order given, run or not."""
     grid = {**kept["settings"]["grid"], "probed": kept["probed"]}
     parts = [HEAD.format(**grid)]
     for judge, title in (("demo", "The independent classifier"), ("demo-clip", "The demo CLIP")):
         parts.append("\n".join([f"## {title}", "", *_table(kept["cells"], judge, methods), ""]))
+    parts.append(_left_out("Cells", [f"{m}/{n}" for n in counts for m in methods], kept["cells"]))
+    parts.append(PROBES.format(**grid))
     if kept["probes"]:
-        parts.append(PROBES.format(**grid))
         parts.append("\n".join([*_probes(kept["probes"], methods, probes), ""]))
-    return "\n".join(parts)
+    parts.append(
+        _left_out("Probes", [f"{m}/{p}" for m in ("none", *methods) for p in probes], kept["probes"])
+    )
+    if kept["probes"]:
+        parts.append("\n".join([AVOIDANCE, *_verdicts(kept["probes"], methods, probes), ""]))
+    return "\n".join(part for part in parts if part)
+
+
+def _left_out(what: str, wanted: Sequence[str], done: Mapping[str, Any]) -> str:
+    """Return a sentence that names what was not measured; empty where all was."""
+    missing = [name.replace("/", ", ") for name in wanted if name not in done]
+    return f"{what} not run: {'; '.join(missing)}.\n" if missing else ""
+
+
+def _verdicts(found: Mapping[str, Any], methods: Sequence[str], probes: Sequence[str]) -> Iterator[str]:
+    """Yield for each method which probes recover more than their control."""
+    for method in methods:
+        entries = {probe: found.get(f"{method}/{probe}") for probe in probes}
+        tried = {probe: entry["found"] for probe, entry in entries.items() if entry}
+        counted = {probe: e for probe, e in tried.items() if e[0]["kind"] != "static"}
+        revived = [
+            f"`{probe}` recovers {100 * _mean(e):.0f} % (control {100 * _control(e):.0f} %)"
+            for probe, e in counted.items()
+            if _beyond_control(e)
+        ]
+        if revived:
+            yield f"- **{method}**: avoidance only, {', '.join(revived)}"
+        elif counted:
+            yield f"- **{method}**: {_listed(counted)} recovered no more than the control"
+
+
+def _listed(probes: Iterable[str]) -> str:
+    return ", ".join(f"`{probe}`" for probe in probes)
+
+
+def _beyond_control(evidence: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether the interval of all concepts together lies above the control's."""
+    count = int(evidence[0]["count"])
+    low, _ = wilson(_hits(evidence), sum(e["count"] for e in evidence))
+    # All concepts share one control, drawn once: its images count once.
+    _, high = wilson(round(_control(evidence) * count), count)
+    return low > high
 
 
 def _table(cells: Mapping[str, Any], judge: str, methods: Sequence[str]) -> list[str]:
@@ -130,10 +175,20 @@ def _probes(found: Mapping[str, Any], methods: Sequence[str], probes: Sequence[s
 
 def _revival(evidence: Sequence[Mapping[str, Any]]) -> str:
     """Return the mean over the concepts, with the interval of all images together, and the control's."""
-    value = sum(float(e["value"]) for e in evidence) / len(evidence)
-    control = sum(float(e["details"]["control"]) for e in evidence) / len(evidence)
     if evidence[0]["kind"] == "static":
-        return f"{value:.2f} [{control:.2f}]"
-    hits = sum(round(float(e["value"]) * e["count"]) for e in evidence)
-    low, high = wilson(hits, sum(e["count"] for e in evidence))
-    return f"{100 * value:.0f} ({100 * low:.0f} to {100 * high:.0f}) [{100 * control:.0f}]"
+        return f"{_mean(evidence):.2f} [{_control(evidence):.2f}]"
+    low, high = wilson(_hits(evidence), sum(e["count"] for e in evidence))
+    interval = f"({100 * low:.0f} to {100 * high:.0f})"
+    return f"{100 * _mean(evidence):.0f} {interval} [{100 * _control(evidence):.0f}]"
+
+
+def _mean(evidence: Sequence[Mapping[str, Any]]) -> float:
+    return sum(float(e["value"]) for e in evidence) / len(evidence)
+
+
+def _control(evidence: Sequence[Mapping[str, Any]]) -> float:
+    return sum(float(e["details"]["control"]) for e in evidence) / len(evidence)
+
+
+def _hits(evidence: Sequence[Mapping[str, Any]]) -> int:
+    return sum(round(float(e["value"]) * e["count"]) for e in evidence)

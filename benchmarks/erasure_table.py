@@ -4,9 +4,9 @@
 
 For every method and number of erased concepts: recognition of each erased concept and of each near
 neighbor over `--seeds` seeds, of `--others` other concepts over `--kept-seeds` paired seeds, by both
-judges; and how much each probe recovers. Results are written after every cell, to results/erasure_table.json,
-and docs/erasure-table.md from them: a run that was stopped goes on, and cells of another model, judge or
-setting are measured anew. Base images are judged once.
+judges; and how much each probe recovers. Results go to results/erasure_table.json after every cell, and
+docs/erasure-table.md is written from them. A run that was stopped goes on, label by label; cells of another
+model, judge, setting or code of a pass are measured anew.
 """
 
 import json
@@ -28,7 +28,7 @@ from retouch.compiler.contract import Erasure, Pass
 from retouch.compiler.evidence.trial import pipeline_drawer, write_trial
 from retouch.compiler.gates import Draw
 from retouch.compiler.gates._judging import JudgeFile, open_judge
-from retouch.compiler.ir import Pipeline
+from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.registry import passes, probes
 from retouch.compiler.studio import Quiet, Studio
@@ -43,6 +43,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "erasure_table.json"
 PAGE = HERE.parent / "docs" / "erasure-table.md"
 JUDGES = ("demo", "demo-clip")
+COUNTS = (1, 5, 10, 25)
 PROBED_COUNT = 10  # concepts erased where the probes look
 PROBED = 3  # of which so many are probed
 
@@ -148,7 +149,7 @@ class Bench:
 
 @click.command()
 @click.option("--methods", default=",".join(METHODS), show_default=True)
-@click.option("--counts", default="1,5,10,25", show_default=True)
+@click.option("--counts", default=",".join(map(str, COUNTS)), show_default=True)
 @click.option("--seeds", default=128, show_default=True, help="Of an erased concept and of a neighbor.")
 @click.option("--kept-seeds", default=16, show_default=True, help="Of every other concept.")
 @click.option("--others", default=60, show_default=True, help="Concepts that are neither erased nor near.")
@@ -187,7 +188,7 @@ def main(
             for method in ("none", *chosen):
                 for probe in PROBES:
                     fill_probe(bench, method, probe)
-    page.write_text(page_text(_load(bench), list(METHODS), list(PROBES)), encoding="utf-8")
+    page.write_text(page_text(_load(bench), list(METHODS), COUNTS, list(PROBES)), encoding="utf-8")
 
 
 def _chosen(methods: str) -> list[str]:
@@ -210,26 +211,32 @@ def fill_cell(bench: Bench, method: str, count: int) -> None:
     if kept["cells"].get(name, {}).get("key") == key:
         return
     bench.tell(f"{name}: {count} concepts erased")
-    started = time.monotonic()
     erased = [label for label, _, _ in CONCEPTS[:count]]
     near = list(dict.fromkeys(other for _, _, others in CONCEPTS[:count] for other in others))
     far = _others(bench)
-    with pipeline_drawer(edit.run(bench.source), default_cache()) as draw:
-        solved = time.monotonic() - started
-        edited = {label: _judge(bench, draw, label, bench.grid.seeds) for label in (*erased, *near)}
-        edited |= {label: _judge(bench, draw, label, bench.grid.kept_seeds) for label in far}
-    base = _base(
-        bench,
-        {**dict.fromkeys((*erased, *near), bench.grid.seeds), **dict.fromkeys(far, bench.grid.kept_seeds)},
-    )
+    wanted = {
+        **dict.fromkeys((*erased, *near), bench.grid.seeds),
+        **dict.fromkeys(far, bench.grid.kept_seeds),
+    }
+    pipeline = edit.run(bench.source)
+    seconds = _seconds_to_write(bench.source, pipeline)
+    edited, base = _judged(bench, pipeline, key, wanted), _judged(bench, bench.source, None, wanted)
     cell = {
         "key": key,
-        "seconds_to_edit": round(solved, 1),
+        "seconds_to_edit": round(seconds, 1),
         "erased": {judge: _hits(edited, base, erased, judge) for judge in JUDGES},
         "near": {judge: _hits(edited, base, near, judge) for judge in JUDGES},
         "others": {judge: _hits(edited, base, far, judge) for judge in JUDGES},
     }
     _store(bench, "cells", name, cell)
+
+
+def _seconds_to_write(source: Pipeline, edited: Pipeline) -> float:
+    """Return how long it takes to compute every tensor that an edit changes, once."""
+    started = time.monotonic()
+    for name in changed_tensors(source, edited):
+        edited.tensors[name].read()
+    return time.monotonic() - started
 
 
 def make(method: str, count: int) -> tuple[Pass, str]:
@@ -266,22 +273,36 @@ def _judge(bench: Bench, draw: Draw, label: str, count: int) -> dict[str, list[b
     return {name: judge.recognized(images, label).tolist() for name, judge in bench.judges.items()}
 
 
-def _base(bench: Bench, wanted: Mapping[str, int]) -> dict[str, dict[str, list[bool]]]:
-    """Return what judges recognize in the unedited model's images: drawn once, kept in the build cache."""
-    settings = {key: value for key, value in bench.settings.items() if key != "grid"}
-    drawn_with = {"steps": bench.grid.steps, "guidance": bench.grid.guidance, "sampler": bench.grid.sampler}
-    file = default_cache() / "benchmarks" / f"erasure-base-{digest_of({**settings, **drawn_with})}.json"
+def _judged(
+    bench: Bench, pipeline: Pipeline, key: str | None, wanted: Mapping[str, int]
+) -> dict[str, dict[str, list[bool]]]:
+    """Return what judges recognize in a pipeline's images of so many seeds a label.
+
+    What was judged stands in the build cache, label by label: a cell that was stopped goes on, and images of
+    the unedited model, whose `key` is None, are drawn once for all cells.
+    """
+    file = default_cache() / "benchmarks" / f"erasure-{_place(bench, key)}.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     missing = {label: n for label, n in wanted.items() if len(known.get(label, {}).get("demo", ())) < n}
     if missing:
-        bench.tell(f"base: {sum(missing.values()):,} images")
-        with pipeline_drawer(bench.source, default_cache()) as draw:
-            known |= {label: _judge(bench, draw, label, count) for label, count in missing.items()}
+        bench.tell(f"{sum(missing.values()):,} images{'' if key else ' of the unedited model'}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        _replace(file, json.dumps(known))
+        with pipeline_drawer(pipeline, default_cache()) as draw:
+            for label, count in missing.items():
+                known[label] = _judge(bench, draw, label, count)
+                _replace(file, json.dumps(known))
     return {
         label: {judge: known[label][judge][:count] for judge in JUDGES} for label, count in wanted.items()
     }
+
+
+def _place(bench: Bench, key: str | None) -> str:
+    """Return a name for all that images of a pipeline depend on beside their prompt and seed."""
+    settings = {name: value for name, value in bench.settings.items() if name != "grid"}
+    drawn_with = {"steps": bench.grid.steps, "guidance": bench.grid.guidance, "sampler": bench.grid.sampler}
+    if key is None:
+        return f"base-{digest_of({**settings, **drawn_with})}"
+    return f"edited-{digest_of({**settings, **drawn_with, 'key': key})}"
 
 
 def _hits(

@@ -18,6 +18,7 @@ SPEED, 2503.07392; Gong et al., Reliable and Efficient Concept Erasure (RECE), 2
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,15 @@ class NullSpace:
 
     def solve(self, weight: NDArray[Any]) -> Change:
         """Return A - I of the layer W [out, D] = `weight`."""
-        occupied = _principal(self.retained[self.influenced(weight)], self.threshold)
+        return self._solved(self.retained[self.influenced(weight)]) if self.filtered else self._unfiltered
+
+    @cached_property
+    def _unfiltered(self) -> Change:
+        """A - I of every layer, where all retain the same."""
+        return self._solved(self.retained)
+
+    def _solved(self, retained: Floats) -> Change:
+        occupied = _principal(retained, self.threshold)
         states = self.states - (self.states @ occupied) @ occupied.T
         fixed = self.fixed - (self.fixed @ occupied) @ occupied.T
         # S C P = C P M and K2^T P M, with M = (C^T C P + rho I)^-1 by Woodbury's identity.
@@ -166,8 +175,8 @@ class NullSpace:
 
     def influenced(self, weight: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which retained states the layer's free solution moves more than the average, [m]."""
-        if not self.filtered or not len(self.retained):
-            return np.ones(len(self.retained), bool)
+        if not len(self.retained):
+            return np.ones(0, bool)
         # (B - T) (I + T)^-1 = gaps^T (I + C C^T)^-1 C
         inner = np.eye(len(self.states)) + self.states @ self.states.T
         parts = np.linalg.solve(inner, self.states @ self.retained.T)

@@ -56,10 +56,10 @@ class EraseConcepts(Pass):
     knows; and the lines of the file `captions`.
 
     `solver: linear` weighs all that in one least-squares problem, whose solution is one matrix for all
-    layers. `solver: nullspace` keeps the empty prompt exactly, and of the others those exactly that a
-    layer's free solution would move more than the average (`influence`), up to directions in which they
-    hardly vary (`threshold`, a share of their mean squared norm). Each of `adversarial_rounds` looks for
-    states that still reach an erased concept's outputs, and moves them as well.
+    layers. `solver: nullspace` keeps the empty prompt exactly, and the others exactly up to directions in
+    which they hardly vary (`threshold`, a share of their mean squared norm); with `influence` only those of
+    them that a layer's free solution would move more than the average. Each of `adversarial_rounds` looks
+    for states that still reach an erased concept's outputs, and moves them as well.
 
     `ridge` is a share of the mean squared norm of text states. For the linear solver a concept weighs one;
     `preserve_weight` is what preserved prompts weigh together, and neighbors again, `vocabulary_weight`
@@ -81,13 +81,13 @@ class EraseConcepts(Pass):
     held_out: tuple[Text, ...] = HELD_OUT
     tokens: Tokens = "subject_and_eot"
     ridge: Share | None = None
-    preserve_weight: Weight = 10.0
+    preserve_weight: Weight = 20.0
     neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
-    vocabulary_weight: Weight = 10.0
+    vocabulary_weight: Weight = 20.0
     captions: InputFile | None = None
     threshold: Share = 1e-5
-    influence: bool = True
+    influence: bool = False
     output: Output = "fused"
     residual_at_most: Decimal | None = None
     drift_at_most: Decimal | None = None
