@@ -27,6 +27,8 @@ Array = NDArray[np.generic]
 
 # Elements computed at a time where rows are independent: in float64 they fit a core's cache.
 BLOCK = 1 << 17
+# Where a float16, its sign extended, lies in a float32.
+SIGN_AND_NUMBER = np.uint32(0x8FFFE000).view(np.int32)
 STRIP = 32  # rows that are transposed at a time: 64 bytes or more of each line written, a cache line
 
 # Names of safetensors dtypes and the NumPy types that hold them.
@@ -183,7 +185,22 @@ def widen(array: Array) -> Array:
     """Return floating-point elements in float32 or better, and anything else as it is."""
     if array.dtype in (np.float64, np.float32) or array.dtype.kind in "iub":
         return array
+    if array.dtype == np.float16 and is_finite(array):
+        return _from_half(array)
     return array.astype(np.float32)
+
+
+def _from_half(array: Array) -> NDArray[np.float32]:
+    """Return finite float16 elements as float32: bits in their places, then exponents put right, exactly.
+
+    NumPy converts one element at a time, which takes seven times as long.
+    """
+    bits = array.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= SIGN_AND_NUMBER
+    wide = bits.view(np.float32)
+    wide *= np.float32(2.0**112)  # exponents count from 15 in one type and from 127 in the other
+    return wide
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -33,6 +33,8 @@ WORKERS = min(4, os.cpu_count() or 1)
 # Bytes that may be computed ahead: a larger matrix goes alone, of small ones there may be a few dozen.
 AHEAD = 16 << 20
 BEHIND = 8 << 20  # bytes that may wait to be written
+# Bytes after which the disk is told to begin: a build ends with less to flush.
+FLUSHED = 256 << 20
 PIECE = 1 << 20  # bytes of an untouched tensor that are in memory at a time
 
 
@@ -223,21 +225,27 @@ class WritePass:
 
 
 class _Output:
-    """A file that is written once, and the digest of all of it; both behind the caller, in one thread."""
+    """A file that is written once, and the digest of all of it: both in a thread behind the caller."""
 
     def __init__(self, stream: RawIOBase) -> None:
         self.whole = hashlib.sha256()
         self._stream = stream
-        self._thread = ThreadPoolExecutor(1)
+        self._thread, self._disk = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._flushes: list[Future[None]] = []
+        self._dirty = 0
 
     def __enter__(self) -> "_Output":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=kind is not None)
+        for thread in (self._thread, self._disk):
+            thread.shutdown(cancel_futures=kind is not None)
         if kind is None:
             self._wait(0)
+            # The disk says once that it failed: nobody else would hear it.
+            for flush in self._flushes:
+                flush.result()
 
     def put(self, data: bytes | memoryview) -> None:
         """Let data be written, which nobody changes any more."""
@@ -254,6 +262,10 @@ class _Output:
         rest = memoryview(data)
         while rest:
             rest = rest[self._stream.write(rest) :]
+        self._dirty += len(data)
+        if self._dirty >= FLUSHED:
+            self._flushes.append(self._disk.submit(os.fsync, self._stream.fileno()))
+            self._dirty = 0
 
     def copy(self, entry: Entry) -> str:
         """Write an untouched tensor piece by piece; return its own digest."""

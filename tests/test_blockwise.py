@@ -6,6 +6,7 @@ import pytest
 from retouch.compiler import tensors
 from retouch.compiler.adapters.kinds import FORMS, Form
 from retouch.compiler.ir import changed_tensors
+from retouch.compiler.tensors import STRIP, transposed, widen
 
 from .passes import make, open_tiny
 
@@ -63,3 +64,19 @@ def test_a_broken_number_is_found_in_whichever_block_it_stands(
         broken = values.copy()
         broken.flat[place] = np.nan
         assert not tensors.is_finite(broken)
+
+
+def test_half_precision_is_widened_exactly() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    for values in (every, finite, finite[:4096].reshape(64, 64).T, finite[:0], finite[0]):
+        np.testing.assert_array_equal(widen(np.asarray(values)), np.asarray(values).astype(np.float32))
+    assert (widen(finite).view(np.uint32) == finite.astype(np.float32).view(np.uint32)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (STRIP + 1, 5), (2 * STRIP, 7)])
+def test_a_matrix_is_transposed_by_strips(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape)
+    result = transposed(matrix)
+    np.testing.assert_array_equal(result, matrix.T)
+    assert result.flags.c_contiguous

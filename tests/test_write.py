@@ -1,6 +1,8 @@
 """The write pass: order, digests, what counts as changed, and what observers see."""
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,26 @@ def test_progress_counts_the_bytes_of_the_pipeline(tiny: Path, tmp_path: Path) -
     WritePass(pipeline, job).write("unet", tmp_path / "data", tmp_path, found)
     assert {label for label, _ in counted} == {"unet"}
     assert sum(count for _, count in counted) == sum(entry.tensor.read().nbytes for entry in found)
+
+
+def test_a_disk_that_fails_while_a_file_is_written_stops_the_build(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(write, "FLUSHED", 1)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(load(tiny), tmp_path / "data")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_stops_the_build() -> None:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as stream,
+        pytest.raises(OSError, match="No space left"),
+        write._Output(stream) as output,
+    ):
+        for _ in range(3):
+            output.put(b"data")
