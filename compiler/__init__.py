@@ -3,7 +3,8 @@
 The way of the data:
 
     build.py      the whole way: read, load, passes, emit, seal, gates, manifest, rename
-    plan.py       what a build will do, from headers alone; cost.py and multiplications.py say what it will take
+    plan.py       what a build will do, from headers alone
+    cost.py       what a build will take; multiplications.py, what an image takes
     load.py       a spec's source, whatever it is -> Pipeline, headers only
     ir.py         Pipeline, Component, Selection: what passes transform
     tensors.py    Stored, View, Edited, Tied, Shared: header known, elements on demand

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..runtime.memory import peak_memory
 from ..specs.canonical import digest_file, sealed
 from ..specs.errors import Fault, GateError
 from ..specs.fields import input_files
@@ -21,7 +22,6 @@ from .cache import default_cache
 from .cost import check_room, estimate
 from .digests import remembering
 from .emit import Emitter, Job, Ledger, Watch
-from .engines.memory import peak_memory
 from .evidence import manifest as manifests
 from .evidence.card import write_card
 from .evidence.trial import hold_trial

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from ..runtime.memory import available_memory
 from ..specs.errors import Fault, UndecidedError, raise_all
 from .emit import Emitter
-from .engines.memory import available_memory
 from .graphs.capture import program_key
 from .graphs.interfaces import interfaces
 from .ir import Pipeline

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -31,6 +31,7 @@ def transaction(target: Path, force: bool) -> Iterator[Path]:
     """
     _refuse(target, force)
     folder = target.parent / f".{target.name}.retouch-{secrets.token_hex(4)}"
+    made = [parent for parent in target.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -39,8 +40,16 @@ def transaction(target: Path, force: bool) -> Iterator[Path]:
         yield folder
         sync(folder)
         _replace(folder, target, force)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        # A full disk does not say which file.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # not empty: it holds the artefact
+                parent.rmdir()
 
 
 def records(folder: Path, known: Mapping[Path, tuple[str, int]] = MappingProxyType({})) -> list[FileRecord]:

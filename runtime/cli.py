@@ -77,10 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb that the arguments name and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
+    if not given:
+        click.echo(retouch.get_help(click.Context(retouch, info_name="retouch")), err=True)
+        return USAGE
     try:
         # Without standalone mode click returns what `ctx.exit` was given, and raises the rest.
         outcome = retouch.main(given, "retouch", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout:  # None where the shell closed it
+            sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         return CANCELED
     except BrokenPipeError:
@@ -98,6 +102,9 @@ def _explain(error: Exception) -> tuple[int, tuple[Fault, ...]]:
     """Return the exit code of an error, and the faults to show."""
     if isinstance(error, RetouchError):
         return error.exit_code, error.faults
+    if isinstance(error, MemoryError):
+        hint = "end other programs, or ask for less: smaller images, fewer at once"
+        return UndecidedError.exit_code, (Fault("E_MEMORY", "there is not enough memory", hint=hint),)
     if isinstance(error, click.ClickException):
         return USAGE, (Fault("E_USAGE", error.format_message(), hint=_help_hint(error)),)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in BUILD_MODULES:

@@ -8,6 +8,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import click
@@ -60,10 +61,11 @@ def print_faults(faults: Iterable[Fault], as_json: bool) -> None:
     if as_json:
         click.echo(_object(found, {}))
         return
-    for fault in found:
+    for fault, following in zip_longest(found, found[1:]):
         place = f"{fault.where}: " if fault.where else ""
         click.echo(printable(f"error: {place}{fault.message}"), err=True)
-        if fault.hint:
+        # What helps against several is said once, after the last of them.
+        if fault.hint and (following is None or following.hint != fault.hint):
             click.echo(printable(f"hint: {fault.hint}"), err=True)
 
 

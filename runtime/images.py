@@ -75,8 +75,18 @@ def encode_png(image: Pixels, provenance: Provenance) -> bytes:
 
 
 def write_png(file: Path, image: Pixels, provenance: Provenance) -> None:
-    """Write one image with its provenance."""
-    file.write_bytes(encode_png(image, provenance))
+    """Write one image with its provenance, whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_bytes(encode_png(image, provenance))
+        part.replace(file)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk does not say which file, and nobody asked for the one that was half written.
+        raise OSError(error.errno, error.strerror, str(file)) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def contact_sheet(

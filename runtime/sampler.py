@@ -9,13 +9,15 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..specs.errors import Fault, InputError, SpecError
+from ..specs.errors import Fault, InputError, SpecError, UndecidedError
 from ..specs.sampling import SamplingTable, Step
 from .artefact import Artefact
+from .memory import available_memory
 from .noise import normal
 from .prompts import PromptEncoder, TextStates
 from .sessions import Placement, Session, Signature, Size, open_session, sizes_beside
@@ -23,6 +25,7 @@ from .sessions import Placement, Session, Signature, Size, open_session, sizes_b
 Floats = NDArray[np.float32]
 BATCH = 8  # images a denoiser call, guided steps twice that
 DENOISER, DECODER = "unet/model.onnx", "vae_decoder/model.onnx"
+ON_HOST = ("cpu", "openvino")  # devices that compute in the host's memory
 NEEDS: Mapping[str, str] = {
     "inpainting": "an image and a mask to fill in",
     "refining": "an image that another model has drawn",
@@ -61,6 +64,9 @@ class Sampler:
             Error: what `open_session` raises.
         """
         _check_task(artefact.table)
+        network = _network(artefact)
+        if size is not None and (placement or Placement()).device in ON_HOST:
+            network.check_memory(size[0] * size[1] // artefact.table.latent.downscale**2)
         denoise_inputs = ["sample", "timestep", "encoder_hidden_states", *_added_inputs(artefact.table)]
         combine_inputs = ["unconditional", "conditional", "guidance_weight"]
         return cls(
@@ -69,7 +75,7 @@ class Sampler:
             denoiser=open_session(artefact, DENOISER, denoise_inputs, ["out_sample"], placement, size),
             combine=open_session(artefact, "unet/combine.onnx", combine_inputs, ["guided"], placement),
             decoder=open_session(artefact, DECODER, ["latent_sample"], ["sample"], placement, size),
-            multiple=_multiple(artefact),
+            multiple=network.multiple,
             sizes=sizes_beside(artefact, DENOISER),
         )
 
@@ -139,9 +145,17 @@ class Sampler:
         return np.concatenate(finished)
 
     def decode(self, latents: Floats) -> NDArray[np.uint8]:
-        """Return the images [N, H, W, 3] of latents [N, C, h, w]."""
+        """Return the images [N, H, W, 3] of latents [N, C, h, w].
+
+        Raises:
+            UndecidedError: the decoder gives numbers that are no colors.
+        """
         latent = self.table.latent
         sample = self.decoder(latent_sample=latents / latent.scaling_factor + latent.shift_factor)["sample"]
+        if not np.isfinite(sample).all():
+            message = "an image holds infinity or NaN: its precision does not bear what was asked for"
+            hint = "draw with a smaller --guidance-scale, or from a target of higher precision"
+            raise UndecidedError(Fault("E_NOT_FINITE", message, DECODER, hint))
         unit = np.clip(sample.astype(np.float32) / 2 + 0.5, 0, 1)
         return np.round(unit * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -268,13 +282,36 @@ def _check_task(table: SamplingTable) -> None:
         raise SpecError(Fault("E_TASK", message, "sampling.json", hint))
 
 
-def _multiple(artefact: Artefact) -> int:
-    """Return what rows and columns of a latent are multiples of: the denoiser halves them between blocks."""
-    folder = DENOISER.partition("/")[0]
-    file = f"{folder}/config.json"
+@dataclass(frozen=True)
+class Network:
+    """What a denoiser's config says of its blocks: the channels of each, in order."""
+
+    channels: Sequence[int] = (0,)
+
+    @property
+    def multiple(self) -> int:
+        """What rows and columns of a latent are multiples of: they are halved between two blocks."""
+        return 2 ** (len(self.channels) - 1)
+
+    def check_memory(self, cells: int) -> None:
+        """Refuse images of so many cells where even the first block's input and output do not fit.
+
+        Raises:
+            UndecidedError: they take more memory than there is; without this a system may end the process.
+        """
+        needed, free = 2 * cells * self.channels[0] * np.dtype(np.float32).itemsize, available_memory()
+        if needed > free:
+            message = f"more than {needed / 1e9:.0f} GB of memory are needed, {free / 1e9:.0f} GB are free"
+            raise UndecidedError(Fault("E_MEMORY", message, "size", "draw a smaller image"))
+
+
+def _network(artefact: Artefact) -> Network:
+    file = str(PurePosixPath(DENOISER).with_name("config.json"))
     config = json.loads(artefact.read(file)) if file in artefact else {}
     blocks = config.get("block_out_channels") if isinstance(config, dict) else None
-    return 2 ** (len(blocks) - 1) if isinstance(blocks, list) and 0 < len(blocks) < 10 else 1
+    if isinstance(blocks, list) and 0 < len(blocks) < 10 and all(isinstance(n, int) for n in blocks):
+        return Network(blocks)
+    return Network()
 
 
 def _added_inputs(table: SamplingTable) -> list[str]:

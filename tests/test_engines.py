@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from retouch.compiler.engines import building as engines
-from retouch.compiler.engines import memory
+from retouch.runtime import memory
 from retouch.compiler.engines.building import STEPS, Order, Shapes, build, parse
 from retouch.compiler.engines.worker import Progress
 from retouch.specs.errors import InputError, UndecidedError

@@ -1,6 +1,8 @@
 """The console script: verbs load alone, faults have exit codes, and --json is one object."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,10 @@ import pytest
 from PIL import Image
 from runtime_artefact import Recipe, make_artefact, seal, some_steps
 
-from retouch.runtime import cli, devices
+from retouch.runtime import cli, devices, sampler
 from retouch.runtime.cli import main
-from retouch.runtime.console import printable, reporter
+from retouch.runtime.commands import run
+from retouch.runtime.console import print_faults, printable, reporter
 from retouch.specs.errors import Fault, IntegrityError
 from retouch.specs.manifest import Evidence
 
@@ -313,6 +316,59 @@ def test_progress_is_silent_where_nobody_watches(
         report.task("draw", 3)(3)
     output = capsys.readouterr()
     assert output.out + output.err == ""
+
+
+def test_what_helps_against_several_faults_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    print_faults(
+        [Fault("E_A", "a", hint="x"), Fault("E_B", "b", hint="x"), Fault("E_C", "c", hint="y")], False
+    )
+    assert capsys.readouterr().err == "error: a\nerror: b\nhint: x\nerror: c\nhint: y\n"
+
+
+def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("Usage: retouch ")
+
+
+def test_a_closed_stdout_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["--version"]) == 0
+
+
+def test_an_image_that_cannot_be_written_is_told_before_it_is_drawn(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "open_artefact", lambda folder: pytest.fail("the artefact was read"))
+    (tmp_path / "x.png").mkdir()
+    assert main(["run", str(original), "-p", "x", "-o", str(tmp_path / "x.png")]) == 2
+    assert "x.png: is a folder" in capsys.readouterr().err
+    monkeypatch.setattr(run.os, "access", lambda folder, mode: mode != os.W_OK)
+    assert main(["run", str(original), "-p", "x", "-o", str(tmp_path / "y.png")]) == 2
+    assert "y.png: its folder cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_image(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: Path, content: bytes) -> None:
+        file.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    assert main(["run", str(original), "-p", "x", "-o", str(tmp_path / "x.png")]) == 4
+    assert capsys.readouterr().err == f"error: {tmp_path / 'x.png'}: No space left on device\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_size_beyond_all_memory_is_refused_before_a_graph_is_loaded(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "open_session", lambda *_, **__: pytest.fail("a graph was loaded"))
+    drawing = ["run", str(original), "-p", "x", "-o", str(tmp_path / "x.png")]
+    assert main([*drawing, "--size", "99998x99998"]) == 4
+    assert "of memory are needed" in capsys.readouterr().err
 
 
 def test_several_faults_are_several_lines(

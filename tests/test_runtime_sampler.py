@@ -23,7 +23,7 @@ from retouch.runtime.artefact import open_artefact
 from retouch.runtime.noise import normal
 from retouch.runtime.sampler import Sampler
 from retouch.runtime.sessions import Placement
-from retouch.specs.errors import InputError, SpecError
+from retouch.specs.errors import InputError, SpecError, UndecidedError
 from retouch.specs.sampling import Negative
 
 SHAPE = (CHANNELS, CELLS, CELLS)
@@ -175,6 +175,11 @@ def test_what_is_fixed_cannot_be_exchanged(open_sampler, recipe: Recipe, argumen
 
 def test_another_size_is_drawn_where_the_graph_allows_it(sampler: Sampler) -> None:
     assert sampler.draw(["a cat"], [1], size=(12, 16)).shape == (1, 12, 16, 3)
+
+
+def test_numbers_that_are_no_colors_are_no_image(sampler: Sampler) -> None:
+    with pytest.raises(UndecidedError, match="infinity or NaN"):
+        sampler.decode(np.full((1, *SHAPE), np.nan, np.float32))
 
 
 def test_each_prompt_needs_a_seed(sampler: Sampler) -> None:

@@ -1,5 +1,6 @@
 """An artefact appears whole under its name, or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -75,3 +76,15 @@ def test_records_list_everything_but_what_comes_after_the_seal(tmp_path: Path) -
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert [record.path for record in records(tmp_path)] == ["a/c.txt", "b.txt"]
+
+
+def test_folders_made_for_an_output_that_failed_are_gone(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*out'"),
+        transaction(tmp_path / "a/b/out", force=False),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not [*tmp_path.iterdir()]
+    with transaction(tmp_path / "a/b/out", force=False) as folder:
+        (folder / "manifest.json").write_text("{}")
+    assert (tmp_path / "a/b/out/manifest.json").is_file()

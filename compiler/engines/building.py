@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...runtime.memory import available_memory
 from ...specs.errors import Fault, InputError, UndecidedError
-from .memory import available_memory
 
 # The bindings' own name: both the CUDA 12 and the CUDA 13 wheels hold it.
 RTX, PLAIN = "tensorrt_rtx_bindings", "tensorrt"

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .memory import peak_memory
+from ...runtime.memory import peak_memory
 
 INTERVAL = 0.05  # seconds between two looks at the memory
 OVER_LIMIT = 75  # exit code where the limit was passed

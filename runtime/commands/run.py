@@ -1,5 +1,6 @@
 """retouch run: draw images with an artefact, after verifying it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -115,6 +116,10 @@ def _check_output(output: Path) -> None:
         raise SpecError(
             Fault("E_OUTPUT", "does not end in .png", str(output), "only PNG holds the provenance")
         )
+    if output.is_dir():
+        raise SpecError(Fault("E_OUTPUT", "is a folder", str(output), "name a file in it"))
+    if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
+        raise SpecError(Fault("E_OUTPUT", "its folder cannot be written", str(output), "choose another"))
     if not output.parent.is_dir():
         raise SpecError(
             Fault("E_OUTPUT", "its folder does not exist", str(output), f"mkdir -p {output.parent}")
