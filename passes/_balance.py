@@ -1,8 +1,8 @@
 """Balancing by images: an integral controller for how far each concept is moved towards each value.
 
-A concept's text states move by a weighted sum of its attribute's words, sum w = 0. A round draws the
-concept with the weights so far and counts the values that a judge sees. A share answers to weights much
-like a logistic curve, from which a round with counts n_v estimates the weights that would balance:
+The state of a concept's last token moves by a weighted sum of its attribute's words, sum w = 0. A round
+draws the concept with the weights so far and counts the values that a judge sees. A share answers to weights
+much like a logistic curve, from which a round with counts n_v estimates the weights that would balance:
 
     w_v + step (log t_v - log s_v),   s_v = (n_v + 1/2) / (n + k/2)
 

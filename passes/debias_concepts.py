@@ -40,11 +40,11 @@ class DebiasConcepts(Pass):
     {male: "a male {}", female: "a female {}"}`, `{}` being the concept without its article. For
     `method: balance` these names are a judge's question and its answers.
 
-    `balance` draws each concept, counts values, moves the concept's rows of text states by a weighted sum
-    of the values' words, and solves one map A anew from the model as it was, round after round, until
-    shares are within `half_width` of parity or `rounds` are over. The empty prompt, prompts that say
-    a value (`a female doctor`), the values' words, `preserve` and `vocabulary` words of the tokenizer
-    are held as they are, with what they all weigh together beside a concept's one. A round draws
+    `balance` draws each concept, counts values, moves the state of the concept's last token by a weighted
+    sum of the values' words, and solves one map A anew from the model as it was, round after round, until
+    shares are within `half_width` of parity or `rounds` are over. What follows the concept, the empty prompt,
+    prompts that say a value (`a female doctor`), the values' words, `preserve` and `vocabulary` words of the
+    tokenizer are held as they are, with what they all weigh together beside a concept's one. A round draws
     `images` a concept, by default as many as make the 95 % interval of a share `half_width` to either
     side; `step` is how far a weight moves for a factor e in the odds.
 
@@ -215,13 +215,16 @@ class DebiasConcepts(Pass):
     def _map(
         self, states: States, words: Sequence[tuple[str, str]], weights: Mapping[Subject, Floats]
     ) -> Floats:
-        """Solve for the map that moves each concept's rows c to c + sum w_v a_v, and keeps the rest."""
+        """Solve for the map that moves each concept's last token c to c + sum w_v a_v, and keeps the rest."""
         moments = Moments(states.width)
+        share = 1 / len(self.templates)
         for concept in self.concepts:
             for template in self.templates:
                 rows = states.rows(template, concept)
                 shift = self._shift(states, template, concept, weights)
-                moments.move(rows, rows + shift, 1 / (len(self.templates) * len(rows)))
+                moments.move(rows[:1], rows[:1] + shift, share)
+                # What comes after a concept says what it is, too: moved along, it is drawn as another.
+                moments.keep(rows[1:], share / max(len(rows) - 1, 1))
         for prompts, weight in self._kept(words):
             for template, prompt in prompts:
                 rows = states.rows(template, prompt)
