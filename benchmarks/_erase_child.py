@@ -68,8 +68,8 @@ class Timer:
 
     @property
     def passed(self) -> float:
-        """Seconds by the clock since it was entered."""
-        return time.monotonic() - self._started[-1][0]
+        """Seconds of the processor since it was entered."""
+        return time.process_time() - self._started[-1][1]
 
     def row(self, **more: Any) -> dict[str, Any]:
         """Return what was measured, with the most memory that the process held until now."""
@@ -230,9 +230,8 @@ def as_used(case: Case) -> dict[str, Any]:
         claims += edit.statements(pipeline, after)
     moved = sum(len(one.rows) for one in erasing_of(edit, pipeline).moved("sequence"))
     kept = sum(len(rows) for rows, _ in erasing_of(edit, pipeline).kept("sequence"))
-    return timer.row(
-        layers=len(names), rows=moved + kept, claims=len(claims), evidence_seconds=judging.seconds
-    )
+    evidence = {"evidence_seconds": judging.seconds, "evidence_cpu_seconds": judging.cpu_seconds}
+    return timer.row(layers=len(names), rows=moved + kept, claims=len(claims), **evidence)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -63,10 +63,10 @@ def same_rows(results: Results) -> Iterator[str]:
 
 def as_used(results: Results) -> Iterator[str]:
     """Say what the whole pass takes."""
-    yield "| model | concepts | rows of text states | s | of it CPU, s | evidence, s | peak, MB |"
+    yield "| model | concepts | rows of text states | s | by the clock, s | evidence, s | peak, MB |"
     yield f"| --- |{' ---: |' * 6}"
     for model, count, (row,) in rows_of(results, "as_used"):
-        numbers = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['evidence_seconds']:.1f}"
+        numbers = " | ".join(f"{row[key]:.1f}" for key in ("cpu_seconds", "seconds", "evidence_cpu_seconds"))
         peak = f"{row['peak_bytes'] / 1e6:.0f}"
         yield f"| {MODELS[model]} | {count:,} | {row['rows']:,} | {numbers} | {peak} |"
 
@@ -75,7 +75,7 @@ def encoding(results: Results) -> Iterator[str]:
     """Say what the encoders did, and what the tokens of the prompts needed."""
     yield (
         "| model | concepts | prompts | their tokens | computed, share | multiplications, 10^12 "
-        "| of those needed | beginnings once | s | CPU, s | peak, MB |"
+        "| of those needed | beginnings once | s | by the clock, s | peak, MB |"
     )
     yield f"| --- |{' ---: |' * 10}"
     for model, count, (row,) in rows_of(results, "encoding"):
@@ -89,8 +89,8 @@ def encoding(results: Results) -> Iterator[str]:
             f"{total['multiplications'] / 1e12:.2f}",
             f"{total['multiplications'] / total['needed']:.2f}",
             f"{total['multiplications'] / total['beginnings']:.2f}",
-            f"{row['seconds']:.0f}",
             f"{row['cpu_seconds']:.0f}",
+            f"{row['seconds']:.0f}",
             f"{row['peak_bytes'] / 1e6:.0f}",
         ]
         yield f"| {' | '.join(cells)} |"
@@ -108,8 +108,8 @@ def targets(results: Results) -> Iterator[str]:
             )
     for model, count, (row,) in rows_of(results, "as_used"):
         if (model, count) == ("sdxl", 1000):
-            took = row["seconds"]
-            whole = took + row["evidence_seconds"]
+            took = row["cpu_seconds"]
+            whole = took + row["evidence_cpu_seconds"]
             peak = row["peak_bytes"] / 1e9
             yield verdict("SDXL, 1,000 concepts, the pass", "under 60 s", f"{took:.1f} s", took < 60)
             yield verdict("the same with its evidence", "under 60 s", f"{whole:.1f} s", whole < 60)
@@ -157,7 +157,8 @@ def cut(row: Mapping[str, Any]) -> bool:
 
 
 def seconds(row: Mapping[str, Any]) -> str:
-    done = f"{row['seconds']:.2f}" if row["seconds"] < 10 else f"{row['seconds']:.0f}"
+    took = row["cpu_seconds"]
+    done = f"{took:.2f}" if took < 10 else f"{took:.0f}"
     return f"over {done} ({row['layers']} of {row['of']} matrices)" if cut(row) else done
 
 

@@ -8,9 +8,9 @@ a row a guide, and 100 preserved ones go to UCE's loop over layers as published,
 as one product, and to our solution. Each reads the key and value matrices from a safetensors file and
 writes them as they were read. Beside that stands the whole pass with its default settings.
 
-Each measurement is a process of its own with one thread; seconds leave its start out. Short ones are
-repeated, and the median counts. The published loop stops after `--limit` seconds: what it did until then is
-said, not what the rest would take. What was measured is kept in results/erase.json, so that the same
+Each measurement is a process of its own with one thread. Seconds are the processor's, without the start:
+what a clock shows on an idle machine. Short ones are repeated, and the median counts. Loops over layers
+stop after `--limit` seconds: what they did until then is said, not what the rest would take. What was measured is kept in results/erase.json, so that the same
 command goes on where it stopped; `--for-seconds` stops it. Writes the tables in README.md.
 """
 
@@ -78,11 +78,11 @@ class Bench:
         """Measure one thing in a process of its own, several times where it is brief."""
         self._prepare(model, count, encoded=what != "encoding")
         found = [self._once(what, model, count)]
-        while found[0]["seconds"] < BRIEF and len(found) < TIMES and what != "encoding":
+        while found[0]["cpu_seconds"] < BRIEF and len(found) < TIMES and what != "encoding":
             found.append(self._once(what, model, count))
         medians = {
             key: statistics.median(row[key] for row in found)
-            for key in ("seconds", "cpu_seconds", "evidence_seconds")
+            for key in ("seconds", "cpu_seconds", "evidence_seconds", "evidence_cpu_seconds")
             if key in found[0]
         }
         peak = max(row["peak_bytes"] for row in found)
