@@ -10,8 +10,9 @@ writes them as they were read. Beside that stands the whole pass with its defaul
 
 Each measurement is a process of its own with one thread. Seconds are the processor's, without the start:
 what a clock shows on an idle machine. Short ones are repeated, and the median counts. Loops over layers
-stop after `--limit` seconds: what they did until then is said, not what the rest would take. What was measured is kept in results/erase.json, so that the same
-command goes on where it stopped; `--for-seconds` stops it. Writes the tables in README.md.
+stop after `--limit` seconds: what they did until then is said, not what the rest would take. What was
+measured is kept in results/erase.json, so that the same command goes on where it stopped; `--for-seconds`
+stops it. Writes the tables in README.md.
 """
 
 import json
