@@ -14,8 +14,7 @@ from typing import Any
 
 from ..runtime.memory import peak_memory
 from ..specs.canonical import digest_file, sealed
-from ..specs.errors import Fault, GateError
-from ..specs.fields import input_files
+from ..specs.errors import Fault, GateError, UndecidedError, collected, raise_all
 from ..specs.lock import Lock, check_lock, make_lock, read_lock, write_lock
 from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
 from .cache import default_cache
@@ -25,10 +24,8 @@ from .emit import Emitter, Job, Ledger, Watch
 from .evidence import manifest as manifests
 from .evidence.card import write_card
 from .evidence.trial import hold_trial
-from .gates import Gate
-from .gates._judging import JudgeFile
 from .load import source_files
-from .plan import Plan, size_of
+from .plan import Plan, files_named, size_of
 from .seal import ATTESTATIONS, records, transaction
 from .studio import Quiet, Reporter
 from .threads import single_threaded
@@ -58,6 +55,7 @@ def build(
     options, report = options or Options(), report or Quiet()
     if not options.regardless:
         check_room(estimate(plan.pipeline, plan.spec.emit, options.cache), target)
+    raise_all(UndecidedError, collected(emitter.check_machine for emitter in plan.spec.emit))
     plan = plan.at_work(options.cache, report)
     started = time.time()
     lock = _locked_inputs(plan, options)
@@ -119,26 +117,11 @@ def _locked_inputs(plan: Plan, options: Options) -> Lock:
     """Hash every input; with `locked`, refuse what differs from the lock beside the spec."""
     # A lock that is to be checked is worth reading every byte for.
     digest = digest_file if options.locked else remembering(options.cache)
-    lock = make_lock(plan.file, _inputs(plan), digest)
+    sources = [("source", name, path) for name, path in source_files(plan.source)]
+    lock = make_lock(plan.file, [*sources, *files_named(plan.spec)], digest)
     if options.locked:
         check_lock(read_lock(lock_file(plan)), lock)
     return lock
-
-
-def _inputs(plan: Plan) -> list[tuple[str, str, Path]]:
-    """Return every file that the build reads, as (role, name, path)."""
-    files = [("source", name, path) for name, path in source_files(plan.source)]
-    for block in (*plan.spec.edits, *plan.spec.gates):
-        for file in input_files(block):
-            if not isinstance(file, JudgeFile):
-                files.append(("adapter", file.text, file.path))
-            elif isinstance(block, Gate) or block.images_needed():
-                # a judge is a graph and, beside it, its labels; a pass that draws nothing asks none
-                files += [
-                    ("judge", file.text, file.path),
-                    ("judge", f"{file.text} (labels)", file.path.with_suffix(".json")),
-                ]
-    return files
 
 
 def _write_spec(plan: Plan, lock: Lock, folder: Path) -> None:

@@ -1,15 +1,20 @@
 """What a build will do, from headers alone: the order, the tensors each pass touches, the cost."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..specs.errors import Fault, InputError, SpecError, collected, raise_all
+from ..specs.fields import input_files
 from ..specs.manifest import Evidence
 from ..specs.read import Registries, read_spec
 from ..specs.schema import Spec
 from . import registry
 from .contract import Balancing, Erasure
 from .evidence.manifest import parameters
+from .gates import Gate
+from .gates._judging import JudgeFile
 from .ir import Pipeline
 from .load import MODEL_ROLES, open_source
 from .schedule import Carried, carry_out
@@ -122,11 +127,48 @@ def make_plan(file: Path) -> Plan:
         SpecError, InputError: with all faults that were found.
     """
     spec = read_spec(file, REGISTRIES)
+    raise_all(InputError, _missing(spec))
+    raise_all(SpecError, _undrawn(spec))
     sampling = spec.sampling
     source = open_source(spec.source, file.parent, sampling.sampler, sampling.steps, sampling.guidance_scale)
     if spec.gates:
         check_draws(source.family, "`gates`")
-    return Plan(file, spec, source, tuple(carry_out(source, spec.edits)))
+    plan = Plan(file, spec, source, tuple(carry_out(source, spec.edits)))
+    raise_all(SpecError, collected(partial(emitter.check, plan.pipeline) for emitter in spec.emit))
+    return plan
+
+
+def files_named(spec: Spec) -> list[tuple[str, str, Path]]:
+    """Return every file that the blocks of a spec name and a build reads, as (role, name, path)."""
+    files = []
+    for block in (*spec.edits, *spec.gates):
+        for file in input_files(block):
+            if not isinstance(file, JudgeFile):
+                files.append(("adapter", file.text, file.path))
+            elif isinstance(block, Gate) or block.images_needed():
+                # a judge is a graph and, beside it, its labels; a pass that draws nothing asks none
+                files += [
+                    ("judge", file.text, file.path),
+                    ("judge", f"{file.text} (labels)", file.path.with_suffix(".json")),
+                ]
+    return files
+
+
+def _missing(spec: Spec) -> list[Fault]:
+    hint = "paths are relative to the spec's folder"
+    return [
+        Fault("E_FILE", f"no file `{path}`", name, hint)
+        for _, name, path in files_named(spec)
+        if not path.exists()
+    ]
+
+
+def _undrawn(spec: Spec) -> list[Fault]:
+    """Return what is wrong where there are gates and nothing that they could draw from."""
+    if not spec.gates or any(emitter.drawn_from for emitter in spec.emit):
+        return []
+    hint = "add `- onnx: {}` under `emit`, or remove the gates"
+    return [Fault("E_GATES", "gates draw images, and no emitted target can draw here", "gates", hint)]
 
 
 def size_of(pipeline: Pipeline, component: str) -> int:

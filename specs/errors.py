@@ -11,7 +11,7 @@ A message says what was found, what was expected, where, and what to do next. Se
 together are raised together, as the lines of one error.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -74,6 +74,17 @@ class UndecidedError(RetouchError):
     """The question cannot be answered here: something is missing, too new or too dear."""
 
     exit_code = 4
+
+
+def collected(checks: Iterable[Callable[[], object]]) -> list[Fault]:
+    """Run checks that raise, and return the faults of all of them."""
+    faults: list[Fault] = []
+    for check in checks:
+        try:
+            check()
+        except RetouchError as error:
+            faults += error.faults
+    return faults
 
 
 def raise_all(kind: type[RetouchError], faults: Iterable[Fault]) -> None:

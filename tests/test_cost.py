@@ -17,6 +17,7 @@ from emitting import load
 from torch.utils.flop_counter import FlopCounterMode
 
 from retouch.compiler import cost, digests
+from retouch.compiler.build import Options, build
 from retouch.compiler.commands.build import command as build_command
 from retouch.compiler.commands.plan import command as plan_command
 from retouch.compiler.commands.prebuild import command as prebuild_command
@@ -34,7 +35,7 @@ from retouch.compiler.graphs.program import Program
 from retouch.compiler.multiplications import of_image
 from retouch.compiler.plan import make_plan
 from retouch.specs.canonical import digest_file
-from retouch.specs.errors import SpecError, UndecidedError
+from retouch.specs.errors import Fault, InputError, SpecError, UndecidedError
 
 FOLDERS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 SPEC = """schema: 1
@@ -86,6 +87,46 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without memory."""
     monkeypatch.setattr(cost, "available_memory", lambda: 1 << 20)
     monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (
+            "sampling:",
+            "  - merge_adapters: {adapters: [{path: no.safetensors}]}\n"
+            "gates:\n  - kept: {within: '0.1', judge: gone.onnx}\nsampling:",
+            ["no.safetensors", "gone.onnx", "gone.onnx (labels)"],
+        ),
+        ("onnx: {parity: false}", "diffusers: {}\ngates:\n  - kept: {within: '0.1'}", ["gates"]),
+        (
+            "{parity: false}",
+            "{parity: false, size: 15x16}\n  - tensorrt_rtx: {sizes: [9x9]}",
+            ["size", "sizes"],
+        ),
+    ],
+)
+def test_what_would_stop_a_build_late_is_told_by_the_plan(
+    spec: Path, before: str, after: str, told: list[str]
+) -> None:
+    spec.write_text(spec.read_text().replace(before, after))
+    with pytest.raises((InputError, SpecError)) as caught:
+        make_plan(spec)
+    assert [fault.where for fault in caught.value.faults] == told
+
+
+def test_a_machine_that_lacks_a_builder_is_told_before_anything_is_written(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(_: object) -> None:
+        raise UndecidedError(Fault("E_EXTRA", "not installed"))
+
+    monkeypatch.setattr(TensorrtRtx, "check_machine", lack)
+    monkeypatch.setattr(Onnx, "emit", lambda *_: pytest.fail("another target was written first"))
+    spec.write_text(spec.read_text() + "  - tensorrt_rtx: {}\n")
+    with pytest.raises(UndecidedError, match="not installed"):
+        build(make_plan(spec), tmp_path / "out", Options(cache=tmp_path / "cache"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("small")

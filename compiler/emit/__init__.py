@@ -88,10 +88,23 @@ class Emitter(ABC):
 
     # Whether graphs are written: those that the cache does not hold are captured first, with torch.
     captures: ClassVar[bool] = False
+    # Whether images can be drawn from it on any machine, as gates do.
+    drawn_from: ClassVar[bool] = False
 
     @abstractmethod
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         """Write this target into `folder`, the root of the artefact."""
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Refuse what this target cannot be made of; planning asks, so that no build fails late.
+
+        Raises:
+            SpecError, InputError: with all faults.
+        """
+        del pipeline
+
+    def check_machine(self) -> None:  # noqa: B027 # most targets need nothing of a machine
+        """Refuse a machine that lacks what this target is made with. Raises UndecidedError."""
 
     def written_bytes(self, pipeline: Pipeline) -> int:
         """Return about how many bytes of weights this target writes: as many as there are, unless it says."""

@@ -36,7 +36,7 @@ class EngineEmitter(Emitter):
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         profiles = profiles_of(pipeline, self.batch, self.sizes)
-        self.check()
+        self.check_machine()
         place = folder / self.name
         place.mkdir()
         graphs = self._graphs(pipeline).emit(pipeline, place, job)
@@ -58,6 +58,10 @@ class EngineEmitter(Emitter):
         """Return the bytes of the largest component's weights."""
         graphs = self._graphs(pipeline)
         return max(graphs.bytes_of(pipeline, name) for name in pipeline.components)
+
+    def check(self, pipeline: Pipeline) -> None:
+        profiles_of(pipeline, self.batch, self.sizes)
+        self._graphs(pipeline).check(pipeline)
 
     def _graphs(self, pipeline: Pipeline) -> Onnx:
         """Return the target that writes the graphs: of one size where only one is asked for."""
@@ -81,10 +85,6 @@ class EngineEmitter(Emitter):
             produced_by=f"emit/{self.name}",
             **rest,
         )
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise what would stop a build, before anything is written."""
 
     @abstractmethod
     def build(self, place: Path, profile: dict[str, Shapes], job: Job) -> Sequence[Evidence]:

@@ -50,6 +50,7 @@ class Onnx(Emitter):
     sizes: Annotated[tuple[Size, ...], Field(max_length=16)] = ()
     parity: bool = True
     captures: ClassVar[bool] = True
+    drawn_from: ClassVar[bool] = True
 
     def written_bytes(self, pipeline: Pipeline) -> int:
         return sum(self.bytes_of(pipeline, name) for name in pipeline.components)
@@ -61,7 +62,7 @@ class Onnx(Emitter):
         return sum(prod(tensor.shape) * self._width(role, len(tensor.shape)) for tensor in tensors)
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
-        self._check(pipeline)
+        self.check(pipeline)
         graphs = [(each, self._skeleton(pipeline, each, job.cache)) for each in interfaces(pipeline)]
         bound = bind_all(pipeline, graphs)
         place, suffix = self._place(folder, graphs, job)
@@ -156,7 +157,7 @@ class Onnx(Emitter):
         writing.job.ledger.files[place / DATA] = Written(skeleton.layout, record)
         return record
 
-    def _check(self, pipeline: Pipeline) -> None:
+    def check(self, pipeline: Pipeline) -> None:
         """Refuse what would be left out in silence, and what the host cannot read; all of it."""
         raise_all(InputError, _unknown_edits(pipeline.graph_edits))
         cell = _cell(pipeline)

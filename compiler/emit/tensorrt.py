@@ -41,7 +41,7 @@ class Tensorrt(EngineEmitter):
     def engine_memory(self, pipeline: Pipeline) -> int:
         return super().engine_memory(pipeline) if self.engines else 0
 
-    def check(self) -> None:
+    def check_machine(self) -> None:
         if self.engines:
             check_installed(PLAIN)
             check_driver()

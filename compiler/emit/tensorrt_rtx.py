@@ -48,7 +48,7 @@ class TensorrtRtx(EngineEmitter):
     compute_capabilities: Capabilities = ("8.6", "8.9", "12.0")
     twice: bool = False
 
-    def check(self) -> None:
+    def check_machine(self) -> None:
         check_installed(RTX)
 
     def build(self, place: Path, profile: dict[str, Shapes], job: Job) -> Sequence[Evidence]:
