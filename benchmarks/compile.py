@@ -165,11 +165,12 @@ def machine() -> str:
 
 def versions(piece: str, python: str) -> dict[str, str]:
     """Return the versions of what a piece measures."""
-    if piece in PEERS:
-        command = [python or sys.executable, EXPORT, PEERS[piece][0]]
+    if piece in PEERS or piece == "draw":
+        exporter, _ = PEERS.get(piece, PEERS["optimum"])
+        command = [python or sys.executable, EXPORT, exporter]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return _said(said)["versions"]
-    return {name: installed(name) for name in LIBRARIES.get(piece, OURS)}
+    return {name: installed(name) for name in (*OURS, *([RTX] if piece == "engines" else []))}
 
 
 def make_model(model: str, work: Path) -> Path:
@@ -273,10 +274,8 @@ def _said(text: str) -> dict[str, Any]:
 
 
 OURS = ("retouch", "torch", "diffusers", "transformers", "onnx", "numpy")
-LIBRARIES: Mapping[str, tuple[str, ...]] = {
-    "engines": (*OURS, "tensorrt-rtx-cu12-bindings"),
-}
-# Row, by piece: exporter and precision.
+RTX = "tensorrt-rtx-cu12-bindings"
+# By piece: exporter and precision.
 PEERS: Mapping[str, tuple[str, str]] = {
     "torch": ("torch", "float32"),
     "torch16": ("torch", "float16"),
