@@ -24,6 +24,7 @@ from .emit import Emitter, Job, Ledger, Watch
 from .evidence import manifest as manifests
 from .evidence.card import write_card
 from .evidence.trial import hold_trial
+from .graphs.shapes import check_shapes
 from .load import source_files
 from .plan import Plan, files_named, size_of
 from .seal import ATTESTATIONS, records, transaction
@@ -59,6 +60,7 @@ def build(
     plan = plan.at_work(options.cache, report)
     started = time.time()
     lock = _locked_inputs(plan, options)
+    check_shapes(plan.pipeline, options.cache)
     # Sums of several threads depend on how many cores there are; bytes and evidence must not.
     with transaction(target, options.force) as folder, single_threaded():
         ledger = Ledger()

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from building import spec_folder
+from safetensors.numpy import load_file, save_file
 
 from retouch.compiler.build import Options, build
 from retouch.compiler.gates import erased, kept
 from retouch.compiler.plan import make_plan
 from retouch.runtime.artefact import verify
-from retouch.specs.errors import GateError, IntegrityError, SpecError
+from retouch.specs.errors import GateError, InputError, IntegrityError, SpecError
 
 RETOUCH = (sys.executable, "-c", "from retouch.runtime.cli import main; raise SystemExit(main())")
 SPEC = """
@@ -51,11 +52,6 @@ def artefact(folder: Path, skeletons: Path, tmp_path_factory: pytest.TempPathFac
     target = tmp_path_factory.mktemp("built") / "artefact"
     build(make_plan(folder / "edit.yaml"), target, Options(cache=skeletons))
     return target
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and "attestations" not in file.parts)
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_manifest_describes_the_build(artefact: Path) -> None:
@@ -134,22 +130,24 @@ def retouch(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-def test_same_bytes_from_other_processes(folder: Path, artefact: Path, tmp_path: Path) -> None:
-    """Another hash seed, folder, thread count, file times and a cold cache change nothing."""
-    moved = tmp_path / "elsewhere"
-    shutil.copytree(folder, moved, copy_function=shutil.copyfile)
-    command = [*RETOUCH, "build", "edit.yaml", "-o", "out"]
-    environment = {
-        "PYTHONHASHSEED": "7",
-        "OMP_NUM_THREADS": "2",
-        "TZ": "Asia/Tokyo",
-        "RETOUCH_CACHE": str(tmp_path / "c"),
-    }
-    done = subprocess.run(
-        command, cwd=moved, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert contents(moved / "out") == contents(artefact)
+@pytest.mark.parametrize("target", ["onnx", "diffusers", "single_file", "comfy", "adapter"])
+def test_shapes_that_configs_do_not_describe_stop_every_target_alike(
+    target: str, folder: Path, skeletons: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "spec")
+    weights = tmp_path / "spec" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors |= {name: np.ones((3, 5), np.float32) for name in ("conv_out.bias", "conv_in.weight")}
+    save_file(tensors, weights)
+    spec = tmp_path / "spec" / "edit.yaml"
+    spec.write_text(SPEC[: SPEC.index("emit:")] + f"emit:\n  - {target}: {{}}\n")
+    with pytest.raises(InputError) as caught:
+        build(make_plan(spec), tmp_path / "out", Options(cache=skeletons))
+    assert [(fault.code, fault.where) for fault in caught.value.faults] == [
+        ("E_TENSOR_SHAPE", "unet.conv_in.weight"),
+        ("E_TENSOR_SHAPE", "unet.conv_out.bias"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["spec"]
 
 
 def test_a_build_killed_at_any_moment_leaves_nothing_under_the_name(

@@ -15,6 +15,7 @@ from ..evidence.parity import Emission, measure_parity
 from ..graphs.capture import skeleton_of
 from ..graphs.graph_edits import INSIDE
 from ..graphs.interfaces import BAKED, Interface, Port, interfaces
+from ..graphs.shapes import misshapen
 from ..graphs.skeleton import DATA, DTYPES, Form, Packing, Precision, ProfileName, Skeleton
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
@@ -265,8 +266,7 @@ def bind(pipeline: Pipeline, interface: Interface, skeleton: Skeleton) -> list[E
         if tensor is None:
             faults.append(Fault("E_TENSOR_MISSING", "the config asks for a tensor that is not there", full))
         elif tensor.shape != weight.stored:
-            message = f"shape {list(tensor.shape)}, the config asks for {list(weight.stored)}"
-            faults.append(Fault("E_TENSOR_SHAPE", message, full))
+            faults.append(misshapen(full, tensor.shape, weight.stored))
         else:
             entries.append(Entry(full, tensor, DTYPES[weight.dtype], weight.transposed, weight.block))
     raise_all(InputError, faults)

@@ -8,5 +8,6 @@ lower        a program -> the ONNX graph of one form, in its final shape
 skeleton     a graph without weights, and the forms that there are
 packing      weights in 8 bits
 combine      guidance as graphs
+shapes       has every tensor the shape that its config describes?
 prebuild     capture a model's programs before anybody builds with it
 """

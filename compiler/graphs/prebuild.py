@@ -11,6 +11,7 @@ from ..sources import Opened
 from ..sources.folder import INDEX, family_named, read_components, read_json, read_settings
 from .capture import program_of
 from .interfaces import interfaces
+from .shapes import check_shapes
 
 # Short names of published models.
 SHORT: Mapping[str, str] = {
@@ -56,7 +57,9 @@ def prebuild(model: str, cache: Path) -> int:
     Raises:
         SpecError, InputError: the model is unknown, or its configs describe no module.
     """
-    found = interfaces(config_pipeline(config_folder(model)))
+    pipeline = config_pipeline(config_folder(model))
+    found = interfaces(pipeline)
     for interface in found:
         program_of(interface, (), cache)
+    check_shapes(pipeline, cache)  # there are no tensors to check: it keeps what they are checked against
     return len(found)
