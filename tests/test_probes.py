@@ -203,6 +203,17 @@ def test_a_dry_run_says_what_every_probe_costs_and_examines_nothing(
     assert all(part["seconds"] >= 0 for part in cost.values())
 
 
+def test_a_probe_that_draws_nothing_costs_nothing(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patient, "latents", lambda *_: pytest.fail("something was drawn"))
+    given = ("--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx", "--probes", "static")
+    code, value = result_of(capsys, artefact, *given, "--dry-run")
+    assert (code, {part["predicted"] for part in value["cost"].values()}) == (0, {0})
+    code, value = result_of(capsys, artefact, *given)
+    assert (code, len(value["evidence"])) == (0, 1)
+
+
 def test_an_output_that_exists_is_refused_before_anything_is_drawn(
     folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ brings back of that, it would bring back of anything.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -25,16 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What a probe tries to bring back.
-
-    `latents` [N, C, H, W] are images to imitate, scaled as the denoiser sees them; `recognized` says of
-    each image whether the target is in it.
-    """
+    """What a probe tries to bring back; `recognized` says of each image whether the target is in it."""
 
     name: str
     prompt: str
-    latents: NDArray[np.float32]
+    show: Callable[[], NDArray[np.float32]]
     recognized: Callable[[Images], NDArray[np.bool_]]
+
+    @cached_property
+    def latents(self) -> NDArray[np.float32]:
+        """Images to imitate [N, C, H, W], scaled as the denoiser sees them; drawn at the first look."""
+        return self.show()
 
 
 @dataclass(frozen=True)

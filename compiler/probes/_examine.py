@@ -1,7 +1,8 @@
 """Examine an artefact: every probe on every erased concept, each with the control. Imports torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..ir import GraphEdit, Pipeline
 from ..studio import Reporter
 from ..threads import single_threaded
 from ..torch_models.gradients import Gradients
-from . import Case, Probe, Target, Work
+from . import Case, Probe, Revival, Target, Work
 from ._control import NAME, figures, likeness
 from ._patient import Patient
 
@@ -49,7 +50,8 @@ class Examination:
         """
         count = len(self.erasures)
         each = {probe.name: probe.work(self.images, evaluations) for probe in self.probes}
-        beside = (count * SHOWN + (OTHERS + 1) * OF_EACH) * evaluations
+        imitates = any(isinstance(probe, Revival) for probe in self.probes)
+        beside = (count * SHOWN + (OTHERS + 1) * OF_EACH) * evaluations if imitates else 0
         total = {name: Work(count * w.predicted, count * w.differentiated) for name, w in each.items()}
         return {"images to compare with": Work(beside), **total}
 
@@ -74,9 +76,11 @@ class Examination:
 
     def _target(self, patient: Patient, erasure: Erasure) -> Target:
         label = label_of(erasure.name, self.judge)
-        latents = self._shown(patient, erasure)
         return Target(
-            erasure.name, erasure.name, latents, lambda images: self.judge.recognized(images, label)
+            erasure.name,
+            erasure.name,
+            lambda: self._shown(patient, erasure),
+            lambda images: self.judge.recognized(images, label),
         )
 
     def _shown(self, patient: Patient, erasure: Erasure) -> NDArray[np.float32]:
@@ -91,10 +95,14 @@ class Examination:
         return patient.latents(model.words(erasure.name), range(SHOWN_FROM, SHOWN_FROM + SHOWN), model)
 
     def _control(self, patient: Patient) -> Target:
-        latents = patient.encode(figures(2 * SHOWN, *_size(patient)))
-        # As the decoder shows them: what is drawn well looks like that, not like the figure itself.
-        recognized = likeness(self.judge, patient.decode(latents[SHOWN:]), self._others(patient))
-        return Target(NAME, "", latents[:SHOWN], recognized)
+        latents = cache(lambda: patient.encode(figures(2 * SHOWN, *_size(patient))))
+
+        @cache
+        def like_control() -> Callable[[Images], NDArray[np.bool_]]:
+            # As the decoder shows them: what is drawn well looks like that, not like the figure itself.
+            return likeness(self.judge, patient.decode(latents()[SHOWN:]), self._others(patient))
+
+        return Target(NAME, "", lambda: latents()[:SHOWN], lambda images: like_control()(images))
 
     def _others(self, patient: Patient) -> list[Images]:
         """Draw nothing in particular and a few other things, spread over the judge's labels."""
