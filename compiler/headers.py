@@ -103,9 +103,10 @@ def _header_bytes(file: Path) -> tuple[bytes, int, int]:
                 raise _malformed(file, f"{size} bytes are too few for a header")
             (length,) = struct.unpack("<Q", first)
             if length > min(MAX_HEADER, size - 8):
-                raise _malformed(
-                    file, f"a header of {length} bytes in a file of {size}; at most {MAX_HEADER} are read"
-                )
+                message = f"a header of {length} bytes in a file of {size}; at most {MAX_HEADER} are read"
+                if length > MAX_HEADER:
+                    message = f"not safetensors: its first 8 bytes would mean {message}"
+                raise _malformed(file, message)
             return stream.read(length), 8 + length, size
     except OSError as error:
         raise InputError(Fault("E_FILE", f"cannot be read: {error.strerror}", str(file))) from error

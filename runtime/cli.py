@@ -7,9 +7,12 @@ its docstring, `retouch VERB: what it does`, is what the list of verbs shows.
 
 import ast
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
@@ -82,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     try:
         # Without standalone mode click returns what `ctx.exit` was given, and raises the rest.
-        outcome = retouch.main(given, "retouch", standalone_mode=False)
+        with _ending_in_order():
+            outcome = retouch.main(given, "retouch", standalone_mode=False)
         if sys.stdout:  # None where the shell closed it
             sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
@@ -96,6 +100,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_faults(faults, as_json)
         return code
     return outcome if isinstance(outcome, int) else 0
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let a request to end, such as a canceled job's, unwind the program: what is half-written goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: Exception) -> tuple[int, tuple[Fault, ...]]:

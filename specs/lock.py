@@ -68,6 +68,9 @@ def read_lock(file: Path) -> Lock:
     Raises:
         SpecError: there is none, or it is not what `write_lock` writes.
     """
+    if not file.is_file():
+        hint = "`retouch build` without `--locked` writes one"
+        raise SpecError(Fault("E_LOCK", "there is no lock beside the spec", str(file), hint))
     value = parse(read_bytes(file), str(file)).value
     try:
         return Lock.model_validate(value)

@@ -120,5 +120,5 @@ def test_what_is_no_lock(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_an_absent_lock(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match="there is no lock"):
         read_lock(tmp_path / "edit.lock")

@@ -62,8 +62,9 @@ SIDES: Mapping[str, str] = {"input_blocks": "IN", "output_blocks": "OUT"}
 
 
 def _by_pattern(blocks: Mapping[str, float], places: Collection[Place], where: str) -> dict[Place, float]:
+    hint = f"it changes {len(places)} modules, such as `{min(map(str, places))}`" if places else ""
     faults = [
-        Fault("E_ADAPTER_BLOCKS", f"`{pattern}` matches no module that the adapter changes", where)
+        Fault("E_ADAPTER_BLOCKS", f"`{pattern}` matches no module that the adapter changes", where, hint)
         for pattern in sorted(blocks)
         if not any(_matches(pattern, place) for place in places)
     ]

@@ -177,7 +177,8 @@ def _key_faults(found: _Grouped, pipeline: Pipeline, file: str) -> Iterator[Faul
         return
     for keys in found.unknown.values():
         message = "the model has no such module" if split(keys[0])[1] else "the key is of no known layout"
-        yield Fault("E_ADAPTER_UNMATCHED", message, f"{file}: {_some(keys)}")
+        hint = f"`retouch inspect {file}` says what the file is and which models it fits"
+        yield Fault("E_ADAPTER_UNMATCHED", message, f"{file}: {_some(keys)}", hint)
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -234,7 +234,8 @@ def read_json(file: Path) -> dict[str, Any]:
             raise InputError(Fault("E_CONFIG", f"larger than {MAX_CONFIG} bytes", str(file)))
         value = json.loads(file.read_bytes())
     except OSError as error:
-        raise InputError(Fault("E_FILE", f"cannot be read: {error.strerror}", str(file))) from error
+        hint = "the folder of a model in diffusers' layout holds one" if file.name == INDEX else ""
+        raise InputError(Fault("E_FILE", f"cannot be read: {error.strerror}", str(file), hint)) from error
     except (ValueError, RecursionError) as error:
         raise InputError(Fault("E_CONFIG", f"not JSON: {error}", str(file))) from error
     if not isinstance(value, dict):
