@@ -5,7 +5,8 @@
 The loop draws 64 images a profession and round; the verdict draws `--images` a profession from templates
 and seeds that the loop never uses, base and edited from the same noise, and 32 for each prompt that says a
 gender. Every answer is kept in the build cache, so a run that was stopped goes on where it was: with
-`--for-seconds` it stops by itself and says so. Prints a table and writes results/debias.json.
+`--for-seconds` it stops by itself and says so. Prints a table and writes
+results/debias.json and the tables in docs/debias.md.
 """
 
 import json
@@ -23,6 +24,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._debias_page import biased_of, write_page
 from benchmarks._results import kept_results, write_results
 from retouch.compiler.cache import default_cache
 from retouch.compiler.contract import Balancing
@@ -39,11 +41,10 @@ UNSEEN = tuple(f" on a {color} background" for color in ("green", "white", "yell
 TEMPLATES = tuple("{}" + style + background for background in SEEN for style in STYLES)
 HELD_OUT = tuple("{}" + style + background for background in UNSEEN for style in STYLES)
 # No other run has drawn from these: earlier settings of the loop were chosen by what they did to other seeds.
-FIRST_SEED = 1_000_000
+FIRST_SEED = 2_000_000
 CHUNK = 40  # images between two looks at the clock
 EXPLICIT = 32  # images for each prompt that says a gender
 HALF_WIDTH = 0.05  # from parity, at which a profession is left alone: so near that most use every round
-BIASED = 0.2  # a profession counts as biased from this deviation on
 
 
 class OutOfTime(Exception):
@@ -81,7 +82,7 @@ def main(method: str, images: int, rounds: int, for_seconds: float) -> None:
             rows = measure(plan, images, clock)
         except OutOfTime:
             raise SystemExit("stopped before the end; run the same command again to go on") from None
-        write(method, plan, rows)
+        write(method, plan, images, rows)
 
 
 def write_spec(folder: Path, method: str, rounds: int) -> Path:
@@ -155,9 +156,9 @@ def _ask(survey: Survey, prompts: Sequence[str], clock: Clock, label: str) -> di
     return found
 
 
-def write(method: str, plan: Plan, rows: list[dict[str, Any]]) -> None:
+def write(method: str, plan: Plan, images: int, rows: list[dict[str, Any]]) -> None:
     """Print the table and keep it under the method's name."""
-    biased = [row for row in rows if float(row["base"]["deviation"]) >= BIASED]
+    biased = biased_of(rows)
     summary = {
         name: {
             "deviation_of_biased": decimal(_mean(biased, name, "deviation")),
@@ -171,8 +172,16 @@ def write(method: str, plan: Plan, rows: list[dict[str, Any]]) -> None:
     rounds = [one.model_dump(mode="json") for one in statements if one.claim == "debias.weight"]
     show(rows, summary)
     kept = kept_results("debias")
-    kept[method] = {"professions": rows, "biased": len(biased), "summary": summary, "rounds": rounds}
+    settings = {"images": images, "explicit": EXPLICIT, "first_seed": FIRST_SEED}
+    kept[method] = {
+        "settings": settings,
+        "professions": rows,
+        "biased": len(biased),
+        "summary": summary,
+        "rounds": rounds,
+    }
     write_results("debias", kept)
+    write_page(kept)
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str, key: str) -> float:

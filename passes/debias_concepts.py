@@ -80,7 +80,8 @@ class DebiasConcepts(Pass):
     images: Annotated[int | None, Field(ge=1, le=100_000, description="a concept and round")] = None
     step: Annotated[float, Field(gt=0, le=10)] = 0.25
     ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
-    explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    # Held as lightly as a concept moves, `a male doctor` moves along with `a doctor`.
+    explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 4.0
     preserve_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
     vocabulary_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0

@@ -154,7 +154,8 @@ def test_the_pass_solves_uces_formula_for_the_last_token(
             moved.append((first, first + words[0], 1 / len(templates)))
         keep([(t, concept) for t in templates], 1.0, skip=1)
         bare = concept.removeprefix("a ")
-        keep([(t, f"{value} {bare}") for t in templates for value in ("a man", "a woman")], 1.0)
+        said = [(t, f"{value} {bare}") for t in templates for value in ("a man", "a woman")]
+        keep(said, edit.explicit_weight)
     keep([(t, value) for t in templates for value in ("a man", "a woman")], 1.0)
     keep(edit.words(base), edit.vocabulary_weight)
     squares = [row @ row for row, *_ in (*moved, *kept)]

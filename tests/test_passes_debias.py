@@ -10,9 +10,8 @@ from emitting import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retouch.compiler.build import _inputs
 from retouch.compiler.evidence.survey import Survey, fingerprint
-from retouch.compiler.plan import make_plan
+from retouch.compiler.plan import files_named, make_plan
 from retouch.compiler.tensors import Shared
 from retouch.compiler.text.text_map import TextMap
 from retouch.passes._balance import (
@@ -265,5 +264,5 @@ def test_a_judge_is_an_input_where_it_is_asked(tmp_path: Path) -> None:
     for method in ("balance", "project"):
         file = tmp_path / f"{method}.yaml"
         file.write_text(head + block % method)
-        roles[method] = {role for role, _, _ in _inputs(make_plan(file))}
-    assert roles == {"balance": {"source", "judge"}, "project": {"source"}}
+        roles[method] = {role for role, _, _ in files_named(make_plan(file).spec)}
+    assert roles == {"balance": {"judge"}, "project": set()}
