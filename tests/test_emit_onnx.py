@@ -14,6 +14,7 @@ from emitting import KEY, Recorder, added, edited, emissions, emit, graphs, load
 
 from retouch.compiler.emit import Emitted, Watch
 from retouch.compiler.emit.onnx import Onnx
+from retouch.compiler.evidence import parity
 from retouch.compiler.evidence.parity import (
     Emission,
     example_inputs,
@@ -273,6 +274,24 @@ def measured(pipeline: Pipeline, found: list[Emission]) -> dict[str, bool]:
 def test_parity_is_measured_for_every_graph(pipeline: Pipeline, artefact: Path, skeletons: Path) -> None:
     found = emissions(pipeline, skeletons, artefact)
     assert measured(pipeline, found) == dict.fromkeys([*FOLDERS, "unet/guided"], True)
+
+
+def test_parity_of_weights_too_large_to_hold_twice_is_measured_from_the_mapped_file(
+    pipeline: Pipeline, artefact: Path, skeletons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a size on, sessions read the data file themselves; here that size is nothing."""
+    opened: list[str] = []
+
+    def open_mapped(file: Path) -> Any:
+        opened.append(file.parent.name)
+        return open_session(file)
+
+    open_session = parity._mapped_session
+    monkeypatch.setattr(parity, "MAPPED_ONLY", 0)
+    monkeypatch.setattr(parity, "_mapped_session", open_mapped)
+    found = emissions(pipeline, skeletons, artefact)
+    assert measured(pipeline, found) == dict.fromkeys([*FOLDERS, "unet/guided"], True)
+    assert sorted(opened) == sorted([*FOLDERS, "unet"])
 
 
 def test_parity_fails_when_two_weights_were_exchanged(
