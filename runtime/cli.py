@@ -66,13 +66,17 @@ class Verbs(click.Group):
             formatter.write_dl([(verb, _summary(_files()[verb][0])) for verb in self.list_commands(ctx)])
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="VERB [ARGUMENTS]...",
+)
 @click.version_option(version("retouch"), "--version", prog_name="retouch")
 def retouch() -> None:
     """Compile edits into text-to-image diffusion models, with measured evidence.
 
     Exit codes: 0 good, 1 evidence below its threshold, 2 usage or spec error, 3 an artefact is not
-    intact, 4 cannot be decided here, 70 a bug of retouch.
+    intact, 4 cannot be decided here, 70 a bug of retouch; 130, 141 and 143 where it was canceled.
     """
 
 
@@ -80,9 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb that the arguments name and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
-    if not given:
-        click.echo(retouch.get_help(click.Context(retouch, info_name="retouch")), err=True)
-        return USAGE
     try:
         # Without standalone mode click returns what `ctx.exit` was given, and raises the rest.
         with _ending_in_order():
@@ -93,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CANCELED
     except BrokenPipeError:
         return _leave_quietly()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.message, err=True)
+        return USAGE
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1":
             traceback.print_exc()

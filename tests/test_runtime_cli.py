@@ -276,16 +276,28 @@ def test_verbs_are_listed_by_what_their_files_say(
 def test_every_verb_has_a_summary_and_takes_json() -> None:
     for verb, (file, package) in cli._files().items():
         assert cli._summary(file), verb
-        if package.endswith("runtime.commands") and verb != "completion":
-            command = cli.retouch.get_command(click.Context(cli.retouch), verb)
-            assert command is not None
-            assert "as_json" in [parameter.name for parameter in command.params]
+        assert package
+        command = cli.retouch.get_command(click.Context(cli.retouch), verb)
+        assert command is not None
+        assert "as_json" in [parameter.name for parameter in command.params], verb
+        options = [each for each in command.params if isinstance(each, click.Option)]
+        assert all(option.help for option in options), verb
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
 def test_completion_prints_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     assert "_RETOUCH_COMPLETE" in capsys.readouterr().out
+
+
+def test_a_shell_is_told_verbs_and_options() -> None:
+    code = "from retouch.runtime.cli import main; raise SystemExit(main())"
+    asked = {"retouch ver": "verify", "retouch run --dev": "--device", "retouch run --device op": "openvino"}
+    for words, wanted in asked.items():
+        place = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        environment = {**os.environ, **place, "_RETOUCH_COMPLETE": "bash_complete"}
+        told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert told.stdout == f"plain,{wanted}\n"
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

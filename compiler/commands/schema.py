@@ -3,10 +3,12 @@
 After a change of a spec block or a document: `retouch schema --into specs`.
 """
 
+import json
 from pathlib import Path
 
 import click
 
+from ...runtime.console import json_option, print_result
 from ...specs.describe import DOCUMENTS, document_schema, edit_schema, schema_text
 from ..plan import REGISTRIES
 
@@ -20,13 +22,18 @@ NAMES = ("edit", *DOCUMENTS)
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Write all of them into this folder, as NAME.schema.json.",
 )
-def command(name: str, into: Path | None) -> None:
+@json_option
+def command(name: str, into: Path | None, as_json: bool) -> None:
     """Print the JSON Schema of a document; edit.yaml's unless NAME says otherwise."""
     if into is None:
-        click.echo(text_of(name), nl=False)
+        text = text_of(name)
+        print_result({"name": name, "schema": json.loads(text)}, text.rstrip("\n"), as_json)
         return
-    for each in NAMES:
-        (into / f"{each}.schema.json").write_text(text_of(each), encoding="utf-8", newline="\n")
+    files = {each: into / f"{each}.schema.json" for each in NAMES}
+    for each, file in files.items():
+        file.write_text(text_of(each), encoding="utf-8", newline="\n")
+    written = [str(file) for file in files.values()]
+    print_result({"written": written}, "\n".join(written), as_json)
 
 
 def text_of(name: str) -> str:

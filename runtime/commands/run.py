@@ -55,7 +55,13 @@ class Image:
     help="CPU threads; 0: as many as cores.",
 )
 @click.option("--size", metavar="HEIGHTxWIDTH", help="Of the images, in pixels; else the model's own.")
-@click.option("--device", type=click.Choice(sorted(DEVICES)), default="cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(sorted(DEVICES)),
+    default="cpu",
+    show_default=True,
+    help="What computes; rtx draws from TensorRT-RTX engines.",
+)
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
