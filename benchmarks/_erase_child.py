@@ -243,8 +243,12 @@ def edit_of(count: int) -> Any:
     from retouch.passes._nouns import load_nouns, with_article
     from retouch.passes.erase_concepts import Concept, EraseConcepts
 
-    words = [with_article(word) for word in load_nouns().words[: MOST + PRESERVED]]
-    return EraseConcepts(tuple(map(Concept, words[:count])), tuple(words[MOST:]))
+    nouns = load_nouns()
+    named = [with_article(word) for word in nouns.words]
+    # What others are led towards stays.
+    guides = {nouns.super_category(word) for word in nouns.words}
+    free = [text for text in named if text not in guides][: MOST + PRESERVED]
+    return EraseConcepts(tuple(map(Concept, free[:count])), tuple(free[MOST:]))
 
 
 def refuse(*_: Any) -> None:

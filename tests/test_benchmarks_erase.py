@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks._encoding_cost import arithmetic
-from benchmarks._erase_child import Rows, error
+from benchmarks._erase_child import Rows, edit_of, error
 from benchmarks._erase_table import page
 from benchmarks._published_erasure import LAM, Task, one_product_a_sum, one_state_at_a_time
 from retouch.compiler.text.text_encoder import PrefixTree, TextEncoderWeights
@@ -75,3 +75,11 @@ def test_a_loop_that_was_stopped_is_not_said_to_be_done() -> None:
     assert "over 500 (3 of 140 matrices)" in said
     assert "over 100 |" in said
     assert "| SDXL, 100 concepts, same rows | 20 times faster | 100.0 | met |" in said
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_any_number_of_nouns_can_be_erased(count: int) -> None:
+    edit = edit_of(count)
+    assert len(edit.concepts) == count
+    assert not set(edit.guides.values()) & {concept.name for concept in edit.concepts}
+    assert not set(edit.preserve) & {concept.name for concept in edit.concepts}
