@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._debias_page import biased_of, write_page
+from benchmarks._debias_page import Rows, biased_of, write_page
 from benchmarks._results import kept_results, write_results
 from retouch.compiler.cache import default_cache
 from retouch.compiler.contract import Balancing
@@ -184,7 +184,7 @@ def write(method: str, plan: Plan, images: int, rows: list[dict[str, Any]]) -> N
     write_page(kept)
 
 
-def _mean(rows: Sequence[dict[str, Any]], name: str, key: str) -> float:
+def _mean(rows: Rows, name: str, key: str) -> float:
     return float(np.mean([float(row[name][key]) for row in rows])) if rows else 0.0
 
 

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from emitting import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks._debias_page import page
 from retouch.compiler.evidence.survey import Survey, fingerprint
 from retouch.compiler.plan import files_named, make_plan
 from retouch.compiler.tensors import Shared
@@ -266,3 +268,26 @@ def test_a_judge_is_an_input_where_it_is_asked(tmp_path: Path) -> None:
         file.write_text(head + block % method)
         roles[method] = {role for role, _, _ in files_named(make_plan(file).spec)}
     assert roles == {"balance": {"judge"}, "project": set()}
+
+
+# -- the page ----------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_which_aims_were_missed() -> None:
+    def side(male: str, deviation: str, recognized: str) -> dict[str, Any]:
+        shares = {"male": male, "deviation": deviation, "recognized": recognized}
+        return {**shares, "interval": ["0.4", "0.6"], "obeyed": {}}
+
+    rows = [
+        {"concept": "a doctor", "base": side("1", "1", "1"), "edited": side("0.55", "0.1", "0.9")},
+        {"concept": "a student", "base": side("0.5", "0", "1"), "edited": side("0.7", "0.4", "1")},
+    ]
+    summary = {
+        "base": {"deviation_of_biased": "1", "recognized": "1", "obeyed": "0.95"},
+        "edited": {"deviation_of_biased": "0.1", "recognized": "0.95", "obeyed": "0.9"},
+    }
+    found = {"settings": {"images": 200}, "professions": rows, "biased": 1, "summary": summary}
+    lines = page({"balance": found}).splitlines()
+    assert "| `balance` | 200 | 0.10 | 0.10 (a doctor) | 95.0 | 90.0 (a doctor) | 90.0 |" in lines
+    assert any("0.100, from 1.000 | met" in line for line in lines)
+    assert any("5.0 points lost | **missed**" in line for line in lines)
