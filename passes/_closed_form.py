@@ -238,11 +238,10 @@ class Grams:
     def squares(self, written: Floats, found: Floats) -> Floats:
         """Return ||V a - W b||^2 over all matrices for each row a of `written`, b of `found`; [N]."""
         gap = written - found
-        square = (
-            _quadratic(gap, self.found, gap)
-            + 2 * _quadratic(gap, self.cross, written)
-            + _quadratic(written, self.change, written)
-        )
+        square = _quadratic(written, self.change, written)
+        # Of what is kept there is no gap, and two products of three are spared.
+        if gap.any():
+            square += _quadratic(gap, self.found, gap) + 2 * _quadratic(gap, self.cross, written)
         # Rounding can leave a tiny negative sum where the two are equal.
         return np.maximum(square, 0.0)
 

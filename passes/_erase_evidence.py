@@ -169,11 +169,13 @@ def _shares(
     """
     found: list[float] = []
     waiting: list[tuple[Floats, Floats]] = []
+    count = 0
     for pair in pairs:
         waiting.append(pair)
-        if sum(len(rows) for rows, _ in waiting) >= ROWS:
+        count += len(pair[0])
+        if count >= ROWS:
             found += _together(waiting, measure)
-            waiting = []
+            waiting, count = [], 0
     return found + (_together(waiting, measure) if waiting else [])
 
 
