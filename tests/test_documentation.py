@@ -1,7 +1,9 @@
 """What the documentation shows is true: specs are good, commands parse, files and links are there."""
 
+import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,3 +129,37 @@ def test_links_and_files_are_there(page: Path) -> None:
         if not any((ROOT / f"{module.replace('.', '/')}{end}").is_file() for end in (".py", "/__main__.py"))
     ]
     assert not gone
+
+
+def test_error_codes_and_extras_are_those_of_the_code() -> None:
+    sources = "".join(
+        file.read_text(encoding="utf-8")
+        for folder in ("compiler", "passes", "runtime", "specs")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+    )
+    told = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    codes = set(re.findall(r"`(E_[A-Z_]+)`", told))
+    assert len(codes) > 10
+    assert not {code for code in codes if f'"{code}"' not in sources}
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {name for names in re.findall(r"retouch\[([a-z,-]+)\]", told) for name in names.split(",")}
+    assert named <= set(declared)
+
+
+def test_what_the_front_page_says_of_erasing_was_measured() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "efficacy.json").read_text())
+    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    erased = [row for row in rows if row["claim"] == "erased"]
+    bases = [100 * float(row["details"]["base"]) for row in erased]
+    (kept,) = (row for row in rows if row["claim"] == "kept")
+    low, high = (100 * float(bound) for bound in kept["interval"])
+    worst = max(erased, key=lambda row: float(row["value"]))
+    told = [
+        f"in {float(worst['value']) * worst['count']:.0f} of {worst['count']} images",
+        f"{100 * float(worst['interval'][0]):.0f} to {100 * float(worst['interval'][1]):.1f} %",
+        f"base {min(bases):.0f} to {max(bases):.0f} %",
+        f"{100 * float(kept['details']['edited']):.1f} % of {kept['count']} images",
+        f"base {100 * float(kept['details']['base']):.1f} %",
+        f"{low:.1f} to {high:.1f} points",
+    ]
+    assert not [figure for figure in told if figure not in page]
