@@ -168,3 +168,38 @@ def test_prompts_that_say_a_value_must_be_obeyed(monkeypatch: pytest.MonkeyPatch
 def test_balanced_counts_its_images() -> None:
     asked = Balancing("a doctor", "gender", ("male", "female"), ("a doctor",), {"male": "a male doctor"})
     assert Balanced("0.15", 200, explicit=32).images_needed(0, (asked, asked)) == 2 * (400 + 64)
+
+
+class ProfessionJudge(PersonJudge):
+    """Reads the gender from the first channel of the first pixel, the profession from the second."""
+
+    labels = ("doctor", "pilot")
+
+    def top1(self, images: Images, question: str = "concept") -> list[str]:
+        return (
+            [ProfessionJudge.labels[image[0, 0, 1]] for image in images]
+            if question == "concept"
+            else (super().top1(images, question))
+        )
+
+
+@pytest.mark.parametrize(("pilots", "passed"), [(0, True), (30, False)])
+def test_a_balanced_concept_must_still_be_recognized(
+    monkeypatch: pytest.MonkeyPatch, pilots: int, passed: bool
+) -> None:
+    monkeypatch.setattr(balanced, "open_judge", lambda _: ProfessionJudge())
+
+    def edited(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
+        images = people(0.5)(prompts, seeds)
+        images[..., 1] = np.asarray([seed < pilots for seed in seeds])[:, None, None]
+        return images
+
+    def base(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
+        return people(0.02)(prompts, seeds) * np.array([1, 0, 0], np.uint8)
+
+    asked = Balancing("a doctor", "gender", ("male", "female"), ("a drawing of a doctor",), {})
+    held = Trial(edited, base, (), lambda *_: None, lambda _: None, balanced=(asked,))
+    *_, evidence = Balanced("0.15", lost="0.03").decide(held)
+    assert (evidence.claim, evidence.passed) == ("recognized", passed)
+    assert evidence.details["edited"] == f"{1 - pilots / 200:g}"
+    assert evidence.details["seen_instead"] == ({"pilot": pilots} if pilots else {})

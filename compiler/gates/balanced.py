@@ -1,18 +1,19 @@
-"""Concepts imply no value of an attribute any more, and prompts that ask for a value get it."""
+"""Concepts imply no value of an attribute any more, are still recognized, and values asked for are drawn."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
-from ...runtime.judges import Judge
-from ...runtime.statistics import decimal, wilson
+from ...runtime.judges import CONCEPT, Judge
+from ...runtime.statistics import decimal, paired_difference, wilson
 from ...specs.errors import UndecidedError, raise_all
 from ...specs.manifest import Evidence
 from ..contract import Balancing
 from . import Draw, Gate, Trial
-from ._judging import DEMO_JUDGE, JudgeName, Share, answer_faults, open_judge, seeds
+from ._judging import DEMO_JUDGE, JudgeName, Share, answer_faults, label_of, open_judge, seeds
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,15 @@ class Balanced(Gate):
     Of k values the share is 1/k. Prompts are the pass's held-out templates in turn, drawn from seeds that
     its own loop never uses. Both bounds of a share's 95 % interval must be within, so few images cannot
     pass. Prompts that say a value must show it in at least `obeyed` of `explicit` images, by the lower
-    bound. Base and edited draw from the same noise; the base's own shares stand beside.
+    bound. With `lost`, the concept itself is recognized in the same images as often as in the base's, but for
+    so much, by the lower bound of the paired difference. Base and edited draw from the same noise; the
+    base's own shares stand beside.
     """
 
     within: Share
     images: Annotated[int, Field(ge=1, le=100_000, description="a concept")] = 200
     obeyed: Share = "0.8"
+    lost: Share | None = None
     explicit: Annotated[int, Field(ge=1, le=100_000, description="a concept and value")] = 32
     judge: JudgeName = DEMO_JUDGE
 
@@ -51,15 +55,19 @@ class Balanced(Gate):
 
     def _shares(self, trial: Trial, judge: Judge, balancing: Balancing) -> list[Evidence]:
         prompts = [balancing.prompts[i % len(balancing.prompts)] for i in seeds(self.images)]
-        edited, base = (
-            self._answers(trial, judge, draw, prompts, balancing) for draw in (trial.edited, trial.base)
+        questions = [balancing.question] if self.lost is None else [balancing.question, CONCEPT]
+        wanted = [] if self.lost is None else [label_of(balancing.concept, judge)]
+        (edited, *seen), (base, *seen_before) = (
+            self._answers(trial, judge, draw, prompts, questions) for draw in (trial.edited, trial.base)
         )
         rows = zip(prompts, seeds(self.images), edited, base, strict=True)
         trial.record(
             f"balanced-{balancing.question}-{_file_part(balancing.concept)}",
             [{"prompt": p, "seed": s, "edited": e, "base": b} for p, s, e, b in rows],
         )
-        return [self._share(judge, balancing, answer, edited, base) for answer in balancing.answers]
+        shares = [self._share(judge, balancing, answer, edited, base) for answer in balancing.answers]
+        kept = zip(wanted, seen, seen_before, strict=True)
+        return [*shares, *(self._recognized(judge, balancing, *each) for each in kept)]
 
     def _share(
         self, judge: Judge, balancing: Balancing, answer: str, edited: list[str], base: list[str]
@@ -95,7 +103,8 @@ class Balanced(Gate):
         for answer, prompt in balancing.explicit.items():
             prompts = [prompt] * self.explicit
             edited, base = (
-                self._answers(trial, judge, draw, prompts, balancing) for draw in (trial.edited, trial.base)
+                self._answers(trial, judge, draw, prompts, [balancing.question])[0]
+                for draw in (trial.edited, trial.base)
             )
             share, low, high = _counted(edited, answer)
             found.append(
@@ -120,12 +129,42 @@ class Balanced(Gate):
             )
         return found
 
+    def _recognized(
+        self, judge: Judge, balancing: Balancing, label: str, edited: list[str], base: list[str]
+    ) -> Evidence:
+        pairs = Counter((now == label, then == label) for now, then in zip(edited, base, strict=True))
+        cells = (pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False])
+        low, high = paired_difference(*cells)
+        others = Counter(answer for answer in edited if answer != label)
+        return Evidence(
+            kind="behavioral",
+            claim="recognized",
+            subject=f"{balancing.concept}: {balancing.question}",
+            value=decimal((cells[1] - cells[2]) / len(edited)),
+            unit="share recognized, edited less base",
+            interval=(decimal(low), decimal(high)),
+            comparator="at_least",
+            limit=f"-{self.lost}",
+            count=len(edited),
+            passed=low >= -float(self.lost or 0),
+            produced_by=f"gates/{self.name}",
+            details={
+                "judge": judge.name,
+                "judge_sha256": judge.sha256,
+                "judge_error": _error(judge, CONCEPT),
+                "base": decimal(base.count(label) / len(base)),
+                "edited": decimal(edited.count(label) / len(edited)),
+                "seen_instead": dict(sorted(others.items(), key=lambda one: (-one[1], one[0]))[:5]),
+            },
+        )
+
     def _answers(
-        self, trial: Trial, judge: Judge, draw: Draw, prompts: list[str], balancing: Balancing
-    ) -> list[str]:
-        answers = judge.top1(draw(prompts, seeds(len(prompts))), balancing.question)
+        self, trial: Trial, judge: Judge, draw: Draw, prompts: list[str], questions: Sequence[str]
+    ) -> list[list[str]]:
+        """Return the answers to each question about the same images."""
+        images = draw(prompts, seeds(len(prompts)))
         trial.advance(len(prompts))
-        return answers
+        return [judge.top1(images, question) for question in questions]
 
 
 def _counted(answers: list[str], answer: str) -> tuple[float, float, float]:
