@@ -1,5 +1,6 @@
 """Forms of one captured program: profiles, precisions, packed weights, sizes, two targets in a build."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from emitting import emit, load
+from emitting import edited, emit, load
 
 from retouch.compiler.emit import Emitted, Job, Ledger
 from retouch.compiler.emit.onnx import Onnx
@@ -69,6 +70,21 @@ def test_half_precision_keeps_ports_and_the_autoencoder_in_float32(
     assert 1e-5 < errors["unet"] < 1e-2
     assert errors["vae_decoder"] < 1e-5
     assert 0 < values(emitted, "largest activation")["unet"] < 65504
+
+
+def test_activations_that_float16_cannot_hold_fail_the_build(
+    pipeline: Pipeline, skeletons: Path, tmp_path: Path
+) -> None:
+    """The weights themselves fit: only what they compute does not. A reproducer says so, without infinity."""
+    large = edited(pipeline, "unet.conv_in.weight", lambda array: array * 1e5)
+    emitted = emit(Onnx(profile="cuda", precision="float16"), large, tmp_path / "out", skeletons)
+    (found,) = (
+        each for each in emitted.evidence if (each.claim, each.subject) == ("largest activation", "unet")
+    )
+    assert found.passed is False
+    assert float(found.value) > 65504
+    kept = sorted((skeletons / "failures").glob("unet-*.json"))
+    assert "inf" in {json.loads(file.read_text())["happened"]["error"] for file in kept}
 
 
 def test_bfloat16_is_written_and_nothing_is_claimed(

@@ -84,7 +84,9 @@ def measure_parity(
             error, peak = _graph_error(pipeline, graph)
             found.append(_evidence(subject, error, form, author))
             if failures is not None and found[-1].passed is False:
-                happened = {"form": asdict(form), "key": graph.skeleton.key, "error": error, "seed": SEED}
+                # The error as text: JSON has no infinity, which is what an overflow leaves.
+                how = {"form": asdict(form), "key": graph.skeleton.key, "seed": SEED}
+                happened = {**how, "error": repr(error)}
                 keep_failure(failures, graph.interface, happened)
             if form.precision == "float16":
                 found.append(_range_evidence(subject, peak, author))
