@@ -17,6 +17,7 @@ SERIES: Mapping[str, tuple[str, str]] = {
     "torch": ("#d62728", "torch.onnx.export, U-Net, float32"),
     "torch16": ("#e6812f", "torch.onnx.export, U-Net, float16"),
     "optimum": ("#2ca02c", "optimum-onnx, pipeline, float32"),
+    "optimum16": ("#8c9a1f", "optimum-onnx, pipeline, float16"),
     "olive": ("#9467bd", "Olive, pipeline, float16"),
 }
 WIDTH, HEIGHT = 900, 520

@@ -22,6 +22,7 @@ ROWS: Mapping[str, str] = {
     "torch": "torch.onnx.export: U-Net, float32",
     "torch16": "torch.onnx.export: U-Net, float16",
     "optimum": "optimum-onnx: pipeline, float32",
+    "optimum16": "optimum-onnx: pipeline, float16",
     "olive": "Olive: pipeline, float16",
     "draw, retouch": "`retouch run` draws 256x256 in 2 steps",
     "draw, optimum-onnx": "optimum-onnx draws the same from our folder",

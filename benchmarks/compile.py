@@ -1,11 +1,11 @@
 """What does it take to make ONNX of a model, and to make it again after an edit? We, and other exporters.
 
     python -m benchmarks.compile --models sd15,sd21,sdxl --work FOLDER \\
-        --pieces builds,capture,float32,engines,torch,optimum=PYTHON,olive=PYTHON,draw=PYTHON
+        --pieces builds,capture,float32,engines,torch,torch16,optimum=P,optimum16=P,olive=Q,draw=P
 
 Random weights at the sizes of the published models, float16 on disk. Each row is one process on one thread,
-its start included; it may take 16 GiB and 15 minutes. PYTHON is that of an environment with optimum-onnx, or
-with olive-ai, which cannot all share ours.
+its start included; it may take 16 GiB and 15 minutes. P and Q are the Pythons of environments with
+optimum-onnx and with olive-ai, which cannot all share ours.
 
 builds   the whole pipeline in float16: cold (nothing captured), warm (the same again), edited (ten concepts
          erased and one adapter merged; prompts are encoded once and kept), edited again; and a copy of the
@@ -14,7 +14,7 @@ capture  the U-Net's graph alone, from configs, and what onnxruntime makes of it
 float32  the whole pipeline cold in float32, and how far its U-Net is from torch
 engines  a TensorRT-RTX engine for each component, cold and warm
 draw     a picture by `retouch run` and one by optimum-onnx, from the same folder and noise
-torch, optimum, olive   other exporters, as their documentation has it
+torch, torch16, optimum, optimum16, olive   other exporters, as their documentation has it; 16 is float16
 
 A piece is left out where results/compile.json has it of the same machine and versions, unless `--again`.
 Writes results/compile.json, results/compile.png, and the tables in README.md.
@@ -280,6 +280,7 @@ PEERS: Mapping[str, tuple[str, str]] = {
     "torch": ("torch", "float32"),
     "torch16": ("torch", "float16"),
     "optimum": ("optimum", "float32"),
+    "optimum16": ("optimum", "float16"),
     "olive": ("olive", "float16"),
 }
 
