@@ -40,7 +40,7 @@ from retouch.compiler.environment import installed
 from retouch.compiler.graphs.prebuild import SHORT
 
 # A measurement shorter than this, in seconds, is repeated.
-BRIEF, TIMES = 5.0, 5
+BRIEF, TIMES = 10.0, 5
 SETTINGS: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
