@@ -241,7 +241,7 @@ class Sampler:
             SpecError: they do not; says which sizes there are.
         """
         downscale = self.table.latent.downscale
-        height, width = self._own_size if size is None else size
+        height, width = self.own_size if size is None else size
         multiple = downscale * self.multiple
         if height <= 0 or width <= 0 or height % multiple or width % multiple:
             message = f"{height} x {width} pixels, expected multiples of {multiple}"
@@ -254,7 +254,7 @@ class Sampler:
         return self.table.latent.channels, *cells
 
     @property
-    def _own_size(self) -> Size:
+    def own_size(self) -> Size:
         """The size in pixels that is drawn where none is asked for: what the denoiser was made for counts."""
         latent = self.table.latent
         height, width = self.denoiser.inputs["sample"].usual[2:]
@@ -265,7 +265,7 @@ class Sampler:
         """The sizes in pixels that there are graphs for; of an engine the smallest and the largest too."""
         taken, scale = self.denoiser.inputs["sample"].taken, self.table.latent.downscale
         ends = [(shape[2] * scale, shape[3] * scale) for shape in taken] if taken else []
-        return sorted({self._own_size, *self.sizes, *ends})
+        return sorted({self.own_size, *self.sizes, *ends})
 
     @property
     def _image_ports(self) -> list[Signature]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -74,7 +75,10 @@ class CloudJudge:
 
     name, sha256, error, labels = "clouds", "0" * 64, 0.25, ("cloud", "cat", "dog", "apple")
 
+    sizes: ClassVar[set[tuple[int, ...]]] = set()
+
     def top1(self, images: np.ndarray) -> list[str]:
+        self.sizes.add(images.shape[1:3])
         return ["cloud"] * len(images)
 
     def prompt_of(self, label: str) -> str:
@@ -87,13 +91,14 @@ def test_gates_draw_from_the_sealed_bytes(
     for module in (erased, kept):
         monkeypatch.setattr(module, "open_judge", lambda _: CloudJudge())
     gates = 'gates: [erased: {at_most: "0.5", images: 8}, kept: {within: "1", concepts: 3, images: 2}]'
-    (folder / "gated.yaml").write_text(f"{SPEC}{gates}\n")
+    (folder / "gated.yaml").write_text(f"{SPEC.replace('onnx: {}', 'onnx: {size: 16x32}')}{gates}\n")
     build(make_plan(folder / "gated.yaml"), tmp_path / "out", Options(cache=skeletons))
     manifest = verify(tmp_path / "out").manifest
     assert [(evidence.claim, evidence.value, evidence.passed) for evidence in manifest.gates] == [
         ("erased", "0", True),
         ("kept", "0", True),
     ]
+    assert CloudJudge.sizes == {(16, 32)}  # the base too, which by itself draws 16x16
     listed = {record.path for record in manifest.files}
     assert {"evidence/erased-cat.jsonl", "evidence/kept.jsonl"} <= listed
     assert {record.role for record in manifest.inputs} == {"judge", "source"}

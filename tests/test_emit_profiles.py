@@ -199,7 +199,9 @@ def test_a_size_is_fixed_and_listed_ones_are_graphs_beside(
 ) -> None:
     cell = pipeline.sampling.table().latent.downscale
     sizes = [f"{8 * cell}x{12 * cell}", f"{16 * cell}x{8 * cell}"]
-    emit(Onnx(size=sizes[0], sizes=(sizes[1],), parity=False), pipeline, tmp_path / "out", skeletons)
+    emitted = emit(Onnx(size=sizes[0], sizes=(sizes[1],)), pipeline, tmp_path / "out", skeletons)
+    assert set(values(emitted, "parity")) == {*FOLDERS, "unet/guided"}
+    assert max(values(emitted, "parity").values()) < 1e-5
     assert shapes(graph(tmp_path / "out")) == ["batch", 4, 8, 12]
     beside = tmp_path / "out" / "unet" / f"model.{sizes[1]}.onnx"
     assert shapes(onnx.load(str(beside), load_external_data=False)) == ["batch", 4, 16, 8]

@@ -75,7 +75,10 @@ class Onnx(Emitter):
         writing.finish()
         if not suffix:
             _write_rest(pipeline, place)
-        emitted = [Emission(*graph, place / graph[0].folder, suffix) for graph in graphs]
+        emitted = [
+            Emission(self._declared(pipeline, interface), skeleton, place / interface.folder, suffix)
+            for interface, skeleton in graphs
+        ]
         label = "" if place == folder and not suffix else f"{self.label()}/"
         measured = measure_parity(pipeline, emitted, self.name, label, job.cache) if self.parity else []
         return Emitted(tuple(records), (*writing.rounding(label), *measured))
@@ -99,9 +102,12 @@ class Onnx(Emitter):
         return f"{self.profile}-{self.precision}{packing}"
 
     def _skeleton(self, pipeline: Pipeline, interface: Interface, cache: Path) -> Skeleton:
-        declared = None if self.size is None else fixed(interface, self.size, _cell(pipeline))
-        form = self.form(interface.component.role)
+        form, declared = self.form(interface.component.role), self._declared(pipeline, interface)
         return skeleton_of(interface, pipeline.graph_edits, cache, form, declared)
+
+    def _declared(self, pipeline: Pipeline, interface: Interface) -> Interface:
+        """Return an interface as the graph declares it: of one size where `size` fixes it."""
+        return interface if self.size is None else fixed(interface, self.size, _cell(pipeline))
 
     def _place(
         self, folder: Path, graphs: Sequence[tuple[Interface, Skeleton]], job: Job

@@ -19,7 +19,7 @@ import numpy as np
 from ...runtime.artefact import open_artefact
 from ...runtime.prompts import PromptEncoder, TextStates
 from ...runtime.sampler import Sampler
-from ...runtime.sessions import Placement
+from ...runtime.sessions import Placement, Size
 from ...specs.manifest import Evidence, Manifest
 from ...specs.sampling import SamplingTable
 from ...specs.schema import Source, Spec
@@ -41,7 +41,8 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
     with drawer(folder) as edited, base_drawer(plan, cache) as base:
         trial = Trial(
             edited,
-            base,
+            # The artefact's graphs may be fixed to a size that is not the model's own.
+            replace(base, size=edited.sampler.own_size),
             plan.erased,
             _recorder(folder),
             advance,
@@ -57,17 +58,20 @@ def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evide
 class Drawer:
     """Draws whole batches from an opened artefact, one a core at a time: a `Draw`.
 
-    Sessions are single-threaded and batches of one size, so an image does not depend on the machine.
+    `size` is that of the images in pixels, where it is not the artefact's own. Sessions are single-threaded
+    and batches of one size, so an image does not depend on the machine.
     """
 
     sampler: Sampler
     pool: ThreadPoolExecutor
+    size: Size | None = None
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Images:
         parts = [slice(start, start + BATCH) for start in range(0, len(prompts), BATCH)]
-        return np.concatenate(
-            list(self.pool.map(lambda part: self.sampler.draw(prompts[part], seeds[part]), parts))
-        )
+        return np.concatenate(list(self.pool.map(lambda part: self._draw(prompts[part], seeds[part]), parts)))
+
+    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> Images:
+        return self.sampler.draw(prompts, seeds, size=self.size)
 
     def through(self, text_map: TextMap) -> "Drawer":
         """Return a drawer that maps the text states first.
