@@ -61,7 +61,6 @@ def measured(
             env={**os.environ, **(environment or {})},
             stdout=stream,
             stderr=stream,
-            start_new_session=True,
         )
         stopped, peak, usage = _wait(process, started + timeout, limit)
     seconds, own = time.monotonic() - started, usage.ru_utime + usage.ru_stime
@@ -89,32 +88,32 @@ def _wait(
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            _kill(process.pid)
             return stopped, peak, usage
-        held = _held(process.pid)
+        family = _family(process.pid)
+        held = sum(family.values())
         peak = max(peak, held)
         if not stopped and (time.monotonic() > deadline or (limit is not None and held > limit)):
             stopped = "late" if time.monotonic() > deadline else "large"
-            _kill(process.pid)
+            for member in {process.pid, *family}:
+                with suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
         time.sleep(INTERVAL)
 
 
-def _kill(session: int) -> None:
-    """End the processes of a session that we started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(session, signal.SIGKILL)
-
-
-def _held(session: int) -> int:
-    """Return the bytes of memory that the processes of a session hold; 0 where the system does not say."""
-    pages = 0
+def _family(first: int) -> dict[int, int]:
+    """Return the bytes of memory that a process and its descendants hold; none where the system is silent."""
+    parents, held = {}, {}
     for place in PROCESSES.glob("[0-9]*"):
         # A process may end between two looks.
         with suppress(OSError):
-            # After the name in parentheses: state, parent, group, session; and 18 fields on, resident pages.
+            # After the name in parentheses: state, parent; and 20 fields on, resident pages.
             fields = (place / "stat").read_text().rpartition(")")[2].split()
-            pages += int(fields[21]) if int(fields[3]) == session else 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+            parents[int(place.name)] = int(fields[1])
+            held[int(place.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    members = {first} & held.keys()
+    while more := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= more
+    return {pid: held[pid] for pid in members}
 
 
 def _worked() -> float:
