@@ -16,7 +16,7 @@ from typing import Any
 UNIT = 1 if sys.platform == "darwin" else 1024
 LIMIT = 16 << 30  # bytes that a peer may take: what a good laptop has
 START = "import sys; from retouch.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
-INTERVAL = 0.1  # seconds between two looks at a process
+INTERVAL = 0.2  # seconds between two looks at a process
 PROCESSES = Path("/proc")
 # Fields of /proc/stat that are work: user, nice, system, irq, softirq. Source: proc_stat(5).
 WORK = (0, 1, 2, 5, 6)
