@@ -200,7 +200,8 @@ def test_a_size_is_fixed_and_listed_ones_are_graphs_beside(
     cell = pipeline.sampling.table().latent.downscale
     sizes = [f"{8 * cell}x{12 * cell}", f"{16 * cell}x{8 * cell}"]
     emitted = emit(Onnx(size=sizes[0], sizes=(sizes[1],)), pipeline, tmp_path / "out", skeletons)
-    assert set(values(emitted, "parity")) == {*FOLDERS, "unet/guided"}
+    others = {f"{sizes[1]}/{name}" for name in FOLDERS[1:]}
+    assert set(values(emitted, "parity")) == {*FOLDERS, "unet/guided", *others}
     assert max(values(emitted, "parity").values()) < 1e-5
     assert shapes(graph(tmp_path / "out")) == ["batch", 4, 8, 12]
     beside = tmp_path / "out" / "unet" / f"model.{sizes[1]}.onnx"

@@ -186,7 +186,8 @@ def test_trtexec_gets_types_and_shapes() -> None:
 
 
 def test_plain_tensorrt_holds_what_a_build_takes(tiny: Path, tmp_path: Path, skeletons: Path) -> None:
-    emitted = emit(Tensorrt(parity=False), load(tiny), tmp_path / "out", skeletons)
+    emitted = emit(Tensorrt(), load(tiny), tmp_path / "out", skeletons)
+    assert {each.subject for each in emitted.evidence if each.claim == "parity"} == {*GRAPHS, "unet/guided"}
     place = tmp_path / "out" / "tensorrt"
     head, *commands = (place / "build.sh").read_text().split("set -eu\n")
     assert head.startswith("#!/bin/sh\n")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ...specs.canonical import canonical
 from ...specs.errors import Fault, InputError, SpecError, raise_all
-from ...specs.manifest import ComponentRecord
+from ...specs.manifest import ComponentRecord, Evidence
 from ..evidence.parity import Emission, measure_parity
 from ..graphs.capture import skeleton_of
 from ..graphs.graph_edits import INSIDE
@@ -75,13 +75,38 @@ class Onnx(Emitter):
         writing.finish()
         if not suffix:
             _write_rest(pipeline, place)
+        label = "" if place == folder and not suffix else f"{self.label()}/"
+        measured = self._compare(pipeline, graphs, place, suffix, label, job.cache) if self.parity else []
+        return Emitted(tuple(records), (*writing.rounding(label), *measured))
+
+    def _compare(
+        self,
+        pipeline: Pipeline,
+        graphs: Sequence[tuple[Interface, Skeleton]],
+        place: Path,
+        suffix: str,
+        label: str,
+        cache: Path,
+    ) -> list[Evidence]:
+        """Return the parity of every graph that was written, those of further sizes under their sizes."""
         emitted = [
             Emission(self._declared(pipeline, interface), skeleton, place / interface.folder, suffix)
             for interface, skeleton in graphs
         ]
-        label = "" if place == folder and not suffix else f"{self.label()}/"
-        measured = measure_parity(pipeline, emitted, self.name, label, job.cache) if self.parity else []
-        return Emitted(tuple(records), (*writing.rounding(label), *measured))
+        found = measure_parity(pipeline, emitted, self.name, label, cache)
+        for size in self.sizes:
+            others = [
+                Emission(
+                    fixed(interface, size, _cell(pipeline)),
+                    skeleton,
+                    place / interface.folder,
+                    f"{suffix}.{size}",
+                )
+                for interface, skeleton in graphs
+                if interface.component.role != "text"
+            ]
+            found += measure_parity(pipeline, others, self.name, f"{label}{size}/", cache)
+        return found
 
     # -- what is written ---------------------------------------------------------------------------
 
