@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from retouch.compiler.engines import building as engines
-from retouch.runtime import memory
 from retouch.compiler.engines.building import STEPS, Order, Shapes, build, parse
 from retouch.compiler.engines.worker import Progress
+from retouch.runtime import memory
 from retouch.specs.errors import InputError, UndecidedError
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="`tensorrt-rtx` is not installed")
