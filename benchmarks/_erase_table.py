@@ -9,6 +9,8 @@ START, END = "<!-- erase: start -->", "<!-- erase: end -->"
 MODELS: Mapping[str, str] = {"sd15": "SD 1.5", "sdxl": "SDXL"}
 # What is measured of each number of concepts, in this order: the others need what encoding leaves behind.
 METHODS = ("encoding", "published", "vectorized", "same_rows", "as_used")
+# Cores that other programs may keep busy where seconds are judged: they share caches and memory.
+QUIET = 0.3
 Results = Mapping[str, Any]
 
 
@@ -97,36 +99,25 @@ def encoding(results: Results) -> Iterator[str]:
 
 
 def targets(results: Results) -> Iterator[str]:
-    """Say which aims were met."""
+    """Say which aims were met; of seconds only where the machine had little else to do."""
     yield "| what | aim | measured | |"
     yield "| --- | --- | --- | --- |"
     for model, count, (published, ours) in rows_of(results, "published", "same_rows"):
         if count == 100:
-            found = faster(published, ours)
-            yield verdict(
-                f"{MODELS[model]}, 100 concepts, same rows", "20 times faster", f"{found:.1f}", found >= 20
-            )
+            found, what = faster(published, ours), f"{MODELS[model]}, 100 concepts, same rows"
+            yield verdict(what, "20 times faster", f"{found:.1f}", found >= 20, published, ours)
     for model, count, (row,) in rows_of(results, "as_used"):
         if (model, count) == ("sdxl", 1000):
-            took = row["cpu_seconds"]
+            took, peak = row["cpu_seconds"], row["peak_bytes"] / 1e9
             whole = took + row["evidence_cpu_seconds"]
-            peak = row["peak_bytes"] / 1e9
-            yield verdict("SDXL, 1,000 concepts, the pass", "under 60 s", f"{took:.1f} s", took < 60)
-            yield verdict("the same with its evidence", "under 60 s", f"{whole:.1f} s", whole < 60)
+            yield verdict("SDXL, 1,000 concepts, the pass", "under 60 s", f"{took:.1f} s", took < 60, row)
+            yield verdict("the same with its evidence", "under 60 s", f"{whole:.1f} s", whole < 60, row)
             yield verdict("the same, memory", "under 2 GB", f"{peak:.2f} GB", peak < 2)
-    ratios = [
-        total["multiplications"] / total["needed"]
-        for _, _, (row,) in rows_of(results, "encoding")
-        for total in [arithmetic(row)]
-    ]
-    if ratios:
-        found = max(ratios)
-        yield verdict(
-            "multiplications of encoding over those that the prompts' own tokens need, the largest",
-            "at most 1.3",
-            f"{found:.2f}",
-            found <= 1.3,
-        )
+    totals = [arithmetic(row) for _, _, (row,) in rows_of(results, "encoding")]
+    if totals:
+        most = max(total["multiplications"] / total["needed"] for total in totals)
+        what = "multiplications of encoding over those that the prompts' own tokens need, the largest"
+        yield verdict(what, "at most 1.3", f"{most:.2f}", most <= 1.3)
 
 
 def conditions(results: Results) -> Iterator[str]:
@@ -147,8 +138,13 @@ def arithmetic(row: Mapping[str, Any]) -> dict[str, int]:
     return {key: sum(encoder[key] for encoder in row["encoders"]) for key in keys}
 
 
-def verdict(what: str, aim: str, found: str, met: bool) -> str:
-    return f"| {what} | {aim} | {found} | {'met' if met else '**missed**'} |"
+def verdict(what: str, aim: str, found: str, met: bool, *timed: Mapping[str, Any]) -> str:
+    """Return a row of the aims; seconds of the rows in `timed` count where others kept quiet."""
+    busy = max((row["others"] for row in timed), default=0.0)
+    said = "met" if met else "**missed**"
+    if busy > QUIET:
+        said = f"not judged: other programs kept {busy:.1f} cores busy"
+    return f"| {what} | {aim} | {found} | {said} |"
 
 
 def cut(row: Mapping[str, Any]) -> bool:
