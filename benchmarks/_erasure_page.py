@@ -46,13 +46,23 @@ removed**: the model still draws it, whatever its own prompt does.
 
 
 def page_text(
-    kept: Mapping[str, Any], methods: Sequence[str], counts: Sequence[int], probes: Sequence[str]
+    kept: Mapping[str, Any],
+    methods: Sequence[str],
+    counts: Sequence[int],
+    probes: Sequence[str],
+    older: Sequence[str] = (),
 ) -> str:
-    """Return the page of some results; methods, counts and probes in the order given, run or not."""
+    """Return the page of some results; methods, counts and probes in the order given, run or not.
+
+    Args:
+        older: cells that were measured before the code of the passes was what it is.
+    """
     grid = {**kept["settings"]["grid"], "probed": kept["probed"]}
     parts = [HEAD.format(**grid)]
     for judge, title in (("demo", "The independent classifier"), ("demo-clip", "The demo CLIP")):
         parts.append("\n".join([f"## {title}", "", *_table(kept["cells"], judge, methods), ""]))
+    if older:
+        parts.append(f"Measured with earlier code of the passes: {_named(older)}.\n")
     parts.append(_left_out("Cells", [f"{m}/{n}" for n in counts for m in methods], kept["cells"]))
     parts.append(PROBES.format(**grid))
     if kept["probes"]:
@@ -67,8 +77,12 @@ def page_text(
 
 def _left_out(what: str, wanted: Sequence[str], done: Mapping[str, Any]) -> str:
     """Return a sentence that names what was not measured; empty where all was."""
-    missing = [name.replace("/", ", ") for name in wanted if name not in done]
-    return f"{what} not run: {'; '.join(missing)}.\n" if missing else ""
+    missing = [name for name in wanted if name not in done]
+    return f"{what} not run: {_named(missing)}.\n" if missing else ""
+
+
+def _named(cells: Iterable[str]) -> str:
+    return "; ".join(name.replace("/", ", ") for name in cells)
 
 
 def _verdicts(found: Mapping[str, Any], methods: Sequence[str], probes: Sequence[str]) -> Iterator[str]:

@@ -192,7 +192,8 @@ def main(
             for method in ("none", *chosen):
                 for probe in PROBES:
                     fill_probe(bench, method, probe)
-    page.write_text(page_text(_load(bench), list(METHODS), COUNTS, list(PROBES)), encoding="utf-8")
+    kept = _load(bench)
+    page.write_text(page_text(kept, list(METHODS), COUNTS, list(PROBES), _older(kept)), encoding="utf-8")
 
 
 def _chosen(methods: str) -> list[str]:
@@ -254,6 +255,16 @@ def make(method: str, count: int) -> tuple[Pass, str]:
     )
     code = sorted((HERE.parent / "passes").glob("*.py"))
     return edit, digest_of({"method": name, "block": whole, "code": [digest_file(file) for file in code]})
+
+
+def _older(kept: Mapping[str, Any]) -> list[str]:
+    """Return the cells that would be measured anew, were they asked for."""
+    places = {name: name.rpartition("/") for name in sorted(kept["cells"])}
+    return [
+        n
+        for n, (method, _, count) in places.items()
+        if kept["cells"][n]["key"] != make(method, int(count))[1]
+    ]
 
 
 def _prompt(label: str) -> str:
