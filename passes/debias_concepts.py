@@ -41,10 +41,11 @@ class DebiasConcepts(Pass):
     `method: balance` these names are a judge's question and its answers.
 
     `balance` draws each concept, counts values, moves the state of the concept's last token by a weighted
-    sum of the values' words, and solves one map A anew from the model as it was, round after round, until
-    shares are within `half_width` of parity or `rounds` are over. What follows the concept, the empty prompt,
-    prompts that say a value (`a female doctor`), the values' words, `preserve` and `vocabulary` words of the
-    tokenizer are held as they are, with what they all weigh together beside a concept's one. A round draws
+    sum of the values' words, and those behind it by `following` of that, and solves one map A anew from the
+    model as it was, round after round, until shares are within `half_width` of parity or `rounds` are over.
+    The empty prompt, prompts that say a value (`a female doctor`), the values' words, `preserve` and
+    `vocabulary` words of the tokenizer are held, with what they all weigh together beside a concept's one;
+    `following: 0` is UCE's choice and keeps what follows the concept as well. A round draws
     `images` a concept, by default as many as make the 95 % interval of a share `half_width` to either
     side; `step` is how far a weight moves for a factor e in the odds.
 
@@ -79,6 +80,7 @@ class DebiasConcepts(Pass):
     half_width: Annotated[float, Field(gt=0, lt=0.5)] = 0.1225
     images: Annotated[int | None, Field(ge=1, le=100_000, description="a concept and round")] = None
     step: Annotated[float, Field(gt=0, le=10)] = 0.25
+    following: Annotated[float, Field(ge=0, le=1)] = 0.5
     ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
     # Held as lightly as a concept moves, `a male doctor` moves along with `a doctor`.
     explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 4.0
@@ -216,7 +218,7 @@ class DebiasConcepts(Pass):
     def _map(
         self, states: States, words: Sequence[tuple[str, str]], weights: Mapping[Subject, Floats]
     ) -> Floats:
-        """Solve for the map that moves each concept's last token c to c + sum w_v a_v, and keeps the rest."""
+        """Solve for the map that moves a concept's last token c to c + sum w_v a_v, what follows less."""
         moments = Moments(states.width)
         share = 1 / len(self.templates)
         for concept in self.concepts:
@@ -224,8 +226,8 @@ class DebiasConcepts(Pass):
                 rows = states.rows(template, concept)
                 shift = self._shift(states, template, concept, weights)
                 moments.move(rows[:1], rows[:1] + shift, share)
-                # What comes after a concept says what it is, too: moved along, it is drawn as another.
-                moments.keep(rows[1:], share / max(len(rows) - 1, 1))
+                # What follows says what the concept is, too: moved as far, it is drawn as another.
+                moments.move(rows[1:], rows[1:] + self.following * shift, share / max(len(rows) - 1, 1))
         for prompts, weight in self._kept(words):
             for template, prompt in prompts:
                 rows = states.rows(template, prompt)

@@ -126,12 +126,13 @@ def test_the_demos_graph_with_the_map_is_the_graph_with_fused_weights(
 
 
 @pytest.mark.parametrize("reads", ["sequence", "pooled"])
-def test_the_pass_solves_uces_formula_for_the_last_token(
-    reads: Any, rounds: list[Round], tiny_xl: Path
+@pytest.mark.parametrize("following", [0.0, 0.5])
+def test_the_pass_solves_uces_formula(
+    reads: Any, following: float, rounds: list[Round], tiny_xl: Path
 ) -> None:
-    """2308.14761, eq. (7) for one layer, v* = W (c + sum w a) of each concept's last token, all else kept."""
+    """2308.14761, eq. (7) for one layer, v* = W (c + sum w a); what follows moves by a part of it."""
     base, block = _base("xl", tiny_xl)
-    edit = make("debias_concepts", block)
+    edit = make("debias_concepts", {**block, "following": following})
     states = States(base, edit.mentions(base), reads)
     solved = edit._solve(base).maps[reads]
     weight = np.random.default_rng(0).normal(size=(7, states.width))
@@ -141,18 +142,18 @@ def test_the_pass_solves_uces_formula_for_the_last_token(
 
     moved, kept = [], [(row, EMPTY_WEIGHT / len(states.empty)) for row in states.empty]
 
-    def keep(prompts: list[tuple[str, str]], total: float, skip: int = 0) -> None:
+    def keep(prompts: list[tuple[str, str]], total: float) -> None:
         for template, text in prompts:
-            rows = states.rows(template, text)[skip:]
+            rows = states.rows(template, text)
             kept.extend((row, total / len(prompts) / len(rows)) for row in rows)
 
     templates = block["templates"]
     for concept in block["concepts"]:
         for t in templates:
             words = male * states.word(t, "a man") + female * states.word(t, "a woman")
-            first = states.rows(t, concept)[0]
+            first, *rest = states.rows(t, concept)
             moved.append((first, first + words[0], 1 / len(templates)))
-        keep([(t, concept) for t in templates], 1.0, skip=1)
+            moved.extend((row, row + following * words[0], 1 / len(templates) / len(rest)) for row in rest)
         bare = concept.removeprefix("a ")
         said = [(t, f"{value} {bare}") for t in templates for value in ("a man", "a woman")]
         keep(said, edit.explicit_weight)
