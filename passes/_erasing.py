@@ -17,7 +17,7 @@ from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Change, LazyMap
 from ..compiler.text.text_map import columns_of
 from ._closed_form import Floats, Grams, Moments, NullSpace, independent
-from ._neighbors import neighbor_prompts
+from ._neighbors import namesakes, neighbor_prompts
 from ._preserving import EMPTY_WEIGHT, read_captions, vocabulary_prompts
 from ._text_states import Mention, Reads, TextStates, mentions_of
 
@@ -84,16 +84,21 @@ class Erasing:
         """Every name of every concept."""
         return tuple(name for concept in self.edit.concepts for name in concept.names)
 
+    @property
+    def _concepts(self) -> list[str]:
+        return [concept.name for concept in self.edit.concepts]
+
     @cached_property
     def preserved(self) -> tuple[str, ...]:
-        """What is kept in every template: the texts named and every guide, each once."""
-        return tuple(dict.fromkeys([*self.edit.preserve, *self.edit.guides.values()]))
+        """What is kept in every template: the texts named, every guide, and namesakes, each once."""
+        found = namesakes(self._concepts, self.names) if self.edit.neighbors else ()
+        return tuple(dict.fromkeys([*self.edit.preserve, *self.edit.guides.values(), *found]))
 
     @cached_property
     def neighbors(self) -> tuple[Mention, ...]:
         """What is close to the concepts."""
-        concepts = [concept.name for concept in self.edit.concepts]
-        return self._in_turn(neighbor_prompts(self.pipeline, concepts, self.edit.neighbors, self.names))
+        found = neighbor_prompts(self.pipeline, self._concepts, self.edit.neighbors, self.names)
+        return self._in_turn(found)
 
     @cached_property
     def words(self) -> tuple[Mention, ...]:

@@ -1,8 +1,9 @@
-"""Which prompts are close to a concept and suffer first when it goes? Its siblings, one word apart.
+"""Which prompts are close to a concept and suffer first when it goes? Its siblings and namesakes.
 
 A sibling is the concept with another word in the place of one of its own: `the adidas logo` for `the nike
 logo`, `a knife` for `a dagger`. Words are close where their token embeddings are, so every word that the
-tokenizer knows is looked at, and no prompt is encoded to find one.
+tokenizer knows is looked at, and no prompt is encoded to find one. A namesake is a noun that a concept is
+named after: `an apple` for `the apple logo`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from ..compiler.ir import Pipeline
 from ..compiler.tensors import Array, widen
 from ..compiler.text.encode import token_embeddings, tokenizer_of
 from ..compiler.text.tokenizer import SourceTokenizer
-from ._nouns import bare, load_nouns
+from ._nouns import bare, load_nouns, with_article
 from ._templates import fill
 
 SHORTEST_WORD = 3
@@ -45,6 +46,16 @@ def neighbor_prompts(
     texts = (fill(frame, word) for frame, replaced in places for word in closest[replaced])
     names = frozenset(bare(name) for name in erased)
     return tuple(dict.fromkeys(text for text in texts if not _says(text, names)))
+
+
+def namesakes(concepts: Iterable[str], erased: Iterable[str]) -> tuple[str, ...]:
+    """Return the nouns that concepts are named after, each once and none that is a relation of a name.
+
+    Their text states are closest of all, and no sibling stands for them: they hold a word of the name.
+    """
+    nouns = frozenset(load_nouns().words) - load_nouns().relations(bare(name) for name in erased)
+    named_after = (word for concept in concepts for word in bare(concept).split()[:-1] if word in nouns)
+    return tuple(dict.fromkeys(map(with_article, named_after)))
 
 
 def _places(concept: str) -> Iterator[tuple[str, str]]:

@@ -50,10 +50,11 @@ class EraseConcepts(Pass):
     """Make prompts for a concept mean another: text states are mapped, in every matrix that reads them.
 
     For each name of a concept in each template, the rows that `tokens` chooses are moved to those of
-    `towards` in the same template. Kept are the empty prompt, the guides and the prompts in `preserve`, in
-    every template; and, each in one template in turn, the siblings of each concept by the `neighbors` words
-    closest to each of its words, and for everything that nobody named `vocabulary` words that the tokenizer
-    knows; and the lines of the file `captions`.
+    `towards` in the same template. Kept are the empty prompt; in every template the guides, the prompts in
+    `preserve`, and nouns that a concept is named after (the fruit, for the apple logo); each in one template
+    in turn the siblings of each concept by the `neighbors` words closest to each of its words, and for
+    everything that nobody named `vocabulary` words that the tokenizer knows; and the lines of the file
+    `captions`.
 
     `solver: linear` weighs all that in one least-squares problem, whose solution is one matrix for all
     layers. `solver: nullspace` keeps the empty prompt exactly, and the others exactly up to directions in

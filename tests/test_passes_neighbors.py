@@ -9,7 +9,7 @@ from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.text.encode import token_embeddings, tokenizer_of
 from retouch.passes import _neighbors
-from retouch.passes._neighbors import neighbor_prompts
+from retouch.passes._neighbors import namesakes, neighbor_prompts
 from retouch.specs.fields import DEMO
 
 CONCEPTS = ("the nike logo", "a pistol", "a crossed swords", "a wine", "facebook logo", "middle finger")
@@ -83,3 +83,13 @@ def test_a_sibling_that_is_erased_as_well_is_left_out(demo: Pipeline) -> None:
     assert "the python logo" not in found  # spelled in two tokens: the tokenizer does not know it whole
     assert not {"the tesla logo", "the docker logo", "a docker"} & set(found)
     assert "the beer logo" in found
+
+
+def test_nouns_that_a_concept_is_named_after_are_namesakes() -> None:
+    names = ["the apple logo", "the shell logo", "the nike logo", "a pistol", "the apple watch"]
+    assert namesakes(names, names) == ("an apple", "a shell")
+
+
+@pytest.mark.parametrize("erased", ["an apple", "apple"])
+def test_a_namesake_that_is_erased_too_is_none(erased: str) -> None:
+    assert namesakes(["the apple logo"], ["the apple logo", erased]) == ()
