@@ -9,7 +9,6 @@ builds do not here.
 
 import json
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -56,8 +55,8 @@ def export_with_olive(precision: str, model: Path, target: Path) -> None:
     variant = "sdxl" if (model / "text_encoder_2").is_dir() else "sd"
     command = [sys.executable, "-m", "olive", "capture-onnx-graph", "-m", str(model)]
     command += ["--model_variant", variant, "--torch_dtype", precision, "-o", str(target)]
-    # Its cache goes to the current folder.
-    subprocess.run([*command, "--disable_telemetry"], check=True, cwd=target.parent)
+    os.chdir(target.parent)  # where its cache goes
+    os.execv(sys.executable, [*command, "--disable_telemetry"])
 
 
 EXPORTERS = {

@@ -82,6 +82,7 @@ RESULTS = {
             "bytes": 2e9,
             "rows": {
                 "retouch, edit": row(seconds=4.0),
+                "retouch, engines": row(outcome="failed (1): no engine"),
                 "olive": row(outcome="did not fit 16 GiB", others=1.5),
             },
         }
@@ -93,8 +94,9 @@ def test_the_page_follows_from_what_was_measured() -> None:
     page = _compile_table.page(RESULTS)
     assert "| SD 1.5 | Olive: pipeline, float16 | **did not fit 16 GiB** (10 s) |" in page
     assert "at most 1.5 cores busy" in page
-    assert "| rebuilt after an edit | SD 1.5 | 5 s | 4 s | met |" in page
+    assert "| rebuilt after an edit | SD 1.5 | 5 s | 4 s (9.0 s of CPU) | met |" in page
     assert "| rebuilt after an edit | SD 1.5 | 0.3 GB | 2 GB | **missed** |" in page
+    assert "| engines, nothing captured | SD 1.5 | 60 s | inf s (9.0 s of CPU) | **missed** |" in page
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
