@@ -80,10 +80,10 @@ class DebiasConcepts(Pass):
     half_width: Annotated[float, Field(gt=0, lt=0.5)] = 0.1225
     images: Annotated[int | None, Field(ge=1, le=100_000, description="a concept and round")] = None
     step: Annotated[float, Field(gt=0, le=10)] = 0.25
-    following: Annotated[float, Field(ge=0, le=1)] = 0.5
+    following: Annotated[float, Field(ge=0, le=1)] = 0.8
     ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
     # Held as lightly as a concept moves, `a male doctor` moves along with `a doctor`.
-    explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 4.0
+    explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     preserve_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
     vocabulary_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
