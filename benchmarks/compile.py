@@ -140,6 +140,8 @@ class Bench:
 def main(models: str, pieces: str, work: Path | None, timeout: float, again: bool) -> None:
     """Measure builds and exports of models of true size."""
     results = {"models": {}, **kept_results("compile")}
+    if work:
+        work.mkdir(parents=True, exist_ok=True)
     for model in models.split(","):
         entry = results["models"].setdefault(model, {"bytes": 0, "rows": {}})
         for piece in pieces.split(","):
