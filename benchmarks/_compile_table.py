@@ -5,8 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks._results import joined, write_between
+
 PAGE = Path(__file__).with_name("README.md")
-START, END = "<!-- compile: start -->", "<!-- compile: end -->"
 MODELS: Mapping[str, str] = {"sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL"}
 # What each row measured, in the order of the table.
 ROWS: Mapping[str, str] = {
@@ -66,10 +67,7 @@ def write_page(results: Results) -> None:
     """Put the tables between their marks in README.md, once there is something to say."""
     if not list(rows_of(results)):
         return
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n\n{page(results)}\n{END}{after}", encoding="utf-8")
+    write_between(PAGE, "compile", page(results))
 
 
 def page(results: Results) -> str:
@@ -79,7 +77,7 @@ def page(results: Results) -> str:
         ["What the graphs of the U-Nets are:", "", *graphs(results)],
         ["What was aimed at:", "", *targets(results)],
     ]
-    return "\n".join("\n".join(lines) + "\n" for lines in parts)
+    return joined(parts)
 
 
 def rows_of(results: Results) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._results import joined, write_between
+
 PAGE = Path(__file__).parents[1] / "docs" / "debias.md"
-START, END = "<!-- debias: start -->", "<!-- debias: end -->"
 METHODS = ("balance", "project")
 # Issue 6: what `balance` has to reach, and from where.
 DEVIATION, BEFORE, LOST = 0.15, 0.6, 0.03
@@ -16,10 +17,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def write_page(results: Results) -> None:
     """Put the tables between their marks in docs/debias.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n\n{page(results)}\n{END}{after}", encoding="utf-8")
+    write_between(PAGE, "debias", page(results))
 
 
 def page(results: Results) -> str:
@@ -29,7 +27,7 @@ def page(results: Results) -> str:
     if "balance" in measured:
         parts += [["What was aimed at:", "", *targets(results["balance"])]]
         parts += [["`balance`, each profession:", "", *professions(results["balance"]["professions"])]]
-    return "\n".join("\n".join(lines) + "\n" for lines in parts)
+    return joined(parts)
 
 
 def methods(results: Results, measured: Sequence[str]) -> Iterator[str]:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks._results import joined, write_between
+
 PAGE = Path(__file__).with_name("README.md")
-START, END = "<!-- erase: start -->", "<!-- erase: end -->"
 MODELS: Mapping[str, str] = {"sd15": "SD 1.5", "sdxl": "SDXL"}
 # What is measured of each number of concepts, in this order: the others need what encoding leaves behind.
 METHODS = ("encoding", "published", "vectorized", "same_rows", "as_used")
@@ -16,10 +17,7 @@ Results = Mapping[str, Any]
 
 def write_page(results: Results) -> None:
     """Put the tables between their marks in README.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n\n{page(results)}\n{END}{after}", encoding="utf-8")
+    write_between(PAGE, "erase", page(results))
 
 
 def page(results: Results) -> str:
@@ -31,7 +29,7 @@ def page(results: Results) -> str:
         ["What was aimed at:", "", *targets(results)],
         [*conditions(results)],
     ]
-    return "\n".join("\n".join(lines) + "\n" for lines in parts)
+    return joined(parts)
 
 
 def rows_of(results: Results, *methods: str) -> Iterator[tuple[str, int, list[Mapping[str, Any]]]]:
