@@ -50,19 +50,12 @@ def page_text(
     methods: Sequence[str],
     counts: Sequence[int],
     probes: Sequence[str],
-    older: Sequence[str] = (),
 ) -> str:
-    """Return the page of some results; methods, counts and probes in the order given, run or not.
-
-    Args:
-        older: cells that were measured before the code of the passes was what it is.
-    """
+    """Return the page of some results; methods, counts and probes in the order given, run or not."""
     grid = {**kept["settings"]["grid"], "probed": kept["probed"]}
     parts = [HEAD.format(**grid)]
     for judge, title in (("demo", "The independent classifier"), ("demo-clip", "The demo CLIP")):
         parts.append("\n".join([f"## {title}", "", *_table(kept["cells"], judge, methods), ""]))
-    if older:
-        parts.append(f"Measured with earlier code of the passes: {_named(older)}.\n")
     parts.append(_left_out("Cells", [f"{m}/{n}" for n in counts for m in methods], kept["cells"]))
     parts.append(PROBES.format(**grid))
     if kept["probes"]:

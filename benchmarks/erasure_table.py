@@ -5,8 +5,9 @@
 For every method and number of erased concepts: recognition of each erased concept and of each near
 neighbor over `--seeds` seeds, of `--others` other concepts over `--kept-seeds` paired seeds, by both
 judges; and how much each probe recovers. Results go to results/erasure_table.json after every cell, and
-docs/erasure-table.md is written from them. A run that was stopped goes on, label by label; cells of another
-model, judge, setting or code of a pass are measured anew.
+docs/erasure-table.md is written from them. A run that was stopped goes on, label by label. A cell belongs to
+the bytes that its edit writes: every run makes each edit anew, and draws where the bytes are others, or the
+model, a judge or a setting is.
 """
 
 import json
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rich.console import Console
 
 from retouch.compiler.cache import default_cache
 from retouch.compiler.contract import Erasure, Pass
+from retouch.compiler.digests import feed
 from retouch.compiler.evidence.trial import pipeline_drawer, write_trial
 from retouch.compiler.gates import Draw
 from retouch.compiler.gates._judging import JudgeFile, open_judge
@@ -193,7 +196,7 @@ def main(
                 for probe in PROBES:
                     fill_probe(bench, method, probe)
     kept = _load(bench)
-    page.write_text(page_text(kept, list(METHODS), COUNTS, list(PROBES), _older(kept)), encoding="utf-8")
+    page.write_text(page_text(kept, list(METHODS), COUNTS, list(PROBES)), encoding="utf-8")
 
 
 def _chosen(methods: str) -> list[str]:
@@ -210,21 +213,20 @@ def _chosen(methods: str) -> list[str]:
 
 def fill_cell(bench: Bench, method: str, count: int) -> None:
     """Measure one method on one number of concepts, unless that was done."""
-    edit, key = make(method, count)
     name = f"{method}/{count}"
-    kept = _load(bench)
-    if kept["cells"].get(name, {}).get("key") == key:
+    bench.tell(f"{name}: edit")
+    pipeline, key, seconds = _edited(bench, method, count)
+    if _load(bench)["cells"].get(name, {}).get("key") == key:
         return
     bench.tell(f"{name}: {count} concepts erased")
     erased = [label for label, _, _ in CONCEPTS[:count]]
     near = list(dict.fromkeys(other for _, _, others in CONCEPTS[:count] for other in others))
     far = _others(bench)
+    seconds = _first_time(bench, key, seconds)
     wanted = {
         **dict.fromkeys((*erased, *near), bench.grid.seeds),
         **dict.fromkeys(far, bench.grid.kept_seeds),
     }
-    pipeline = edit.run(bench.source)
-    seconds = _seconds_to_write(bench.source, pipeline)
     edited, base = _judged(bench, pipeline, key, wanted), _judged(bench, bench.source, None, wanted)
     cell = {
         "key": key,
@@ -236,35 +238,30 @@ def fill_cell(bench: Bench, method: str, count: int) -> None:
     _store(bench, "cells", name, cell)
 
 
-def _seconds_to_write(source: Pipeline, edited: Pipeline) -> float:
-    """Return how long it takes to compute every tensor that an edit changes, once."""
-    started = time.monotonic()
-    for name in changed_tensors(source, edited):
-        edited.tensors[name].read()
-    return time.monotonic() - started
+def _edited(bench: Bench, method: str, count: int) -> tuple[Pipeline, str, float]:
+    """Return the edited model, a digest of all tensors that changed, and how long it took to compute them."""
+    pipeline = make(method, count).run(bench.source)
+    hasher, started = sha256(), time.monotonic()
+    feed(hasher, ((name, pipeline.tensors[name]) for name in changed_tensors(bench.source, pipeline)))
+    return pipeline, hasher.hexdigest(), time.monotonic() - started
 
 
-def make(method: str, count: int) -> tuple[Pass, str]:
-    """Return the pass that a method is for so many concepts, and a digest of it."""
+def _first_time(bench: Bench, key: str, seconds: float) -> float:
+    """Return how long an edit took when it was first made: a training is in the build cache afterwards."""
+    file = default_cache() / "benchmarks" / f"erasure-{_place(bench, key)}-seconds.json"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _replace(file, json.dumps(seconds))
+    return json.loads(file.read_text())
+
+
+def make(method: str, count: int) -> Pass:
+    """Return the pass that a method is for so many concepts."""
     name, block = METHODS[method](count)
     prompts = [(_prompt(label), guide, label) for label, guide, _ in CONCEPTS[:count]]
     concepts = [{"name": p, "towards": guide, "synonyms": [label]} for p, guide, label in prompts]
-    whole = {"concepts": concepts, **block}
-    edit: Pass = TypeAdapter[Any](passes.load(name)).validate_json(
-        json.dumps(whole), context={"folder": Path()}
-    )
-    code = sorted((HERE.parent / "passes").glob("*.py"))
-    return edit, digest_of({"method": name, "block": whole, "code": [digest_file(file) for file in code]})
-
-
-def _older(kept: Mapping[str, Any]) -> list[str]:
-    """Return the cells that would be measured anew, were they asked for."""
-    places = {name: name.rpartition("/") for name in sorted(kept["cells"])}
-    return [
-        n
-        for n, (method, _, count) in places.items()
-        if kept["cells"][n]["key"] != make(method, int(count))[1]
-    ]
+    text = json.dumps({"concepts": concepts, **block})
+    return TypeAdapter[Any](passes.load(name)).validate_json(text, context={"folder": Path()})
 
 
 def _prompt(label: str) -> str:
@@ -339,14 +336,15 @@ def fill_probe(bench: Bench, method: str, probe: str) -> None:
     """Probe what a method erased, unless that was done; `none` is the unedited model."""
     from retouch.compiler.probes._examine import Examination
 
-    edit, key = (None, "unedited") if method == "none" else make(method, PROBED_COUNT)
+    pipeline, key = bench.source, "unedited"
+    if method != "none":
+        pipeline, key, _ = _edited(bench, method, PROBED_COUNT)
     attempt: Any = TypeAdapter[Any](probes.load(probe)).validate_python(PROBES[probe])
     key = digest_of([key, asdict(attempt), bench.grid.probe_images])
     name = f"{method}/{probe}"
     if _load(bench)["probes"].get(name, {}).get("key") == key:
         return
     bench.tell(f"{name}: {PROBED} of {PROBED_COUNT} concepts probed")
-    pipeline = bench.source if edit is None else edit.run(bench.source)
     erasures = [Erasure((_prompt(label),), guide) for label, guide, _ in CONCEPTS[:PROBED]]
     with tempfile.TemporaryDirectory() as folder:
         write_trial(pipeline, Path(folder), default_cache())
