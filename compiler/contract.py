@@ -16,6 +16,7 @@ from ..runtime.statistics import decimal
 from ..specs.manifest import Evidence
 from .ir import Pipeline
 from .tensors import Array
+from .work import Work
 
 
 class Stage(IntEnum):
@@ -92,9 +93,14 @@ class Pass(ABC):
         del before, after
         return []
 
-    def images_needed(self) -> int:
-        """Return the most images that the pass draws while its tensors are computed."""
-        return 0
+    def work(self, targets: int = 1) -> Work:
+        """Return the most that the pass asks of the model, before anything is read.
+
+        That is while its tensors are computed, which happens once, and while its claims are measured on so
+        many written targets. A pass that solves equations asks nothing.
+        """
+        del targets
+        return Work()
 
     def erasures(self) -> Iterable[Erasure]:
         """Return the concepts that the pass erases, for the gates that look for them."""

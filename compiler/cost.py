@@ -19,6 +19,7 @@ from .graphs.interfaces import interfaces
 from .ir import Pipeline
 from .multiplications import of_image
 from .store import Store
+from .work import Work
 from .write import AHEAD
 
 # Importing torch, diffusers and transformers, and tracing, for each weight of a graph. SD 1.5's U-Net has
@@ -31,6 +32,13 @@ WARM_MEMORY, COLD_MEMORY, CAPTURE_MEMORY = 160 << 20, 400 << 20, 150 << 10
 # Multiplications a second and core while images are drawn: 83e9 for the demo model in batches of 8, 44e9 for
 # SD 2.1 and SDXL at 256x256, one image a call (benchmarks/true_size.py, without loading): between the two.
 DRAW_RATE = 60e9
+# The same of torch on one thread: 38e9 to 53e9 for the demo model, 33e9 to 53e9 for SD 1.5's U-Net, in
+# batches of 1 to 16; a sample with a gradient takes as long as 1.7 to 2.9 without (benchmarks/paces.py).
+TORCH_RATE, GRADIENT = 45e9, 2.5
+# Building engines with TensorRT-RTX 1.7.1: seconds an engine, and bytes of weights a second. The demo's four
+# took 3.4 s, SD 1.5's took 33 s for 2.3 GB (benchmarks/compile.py).
+ENGINE_SECONDS, ENGINE_RATE = 0.8, 75e6
+NOTHING = Work()
 # Room beside what is written: graphs, tokenizers, evidence.
 SMALL_FILES = 64 << 20
 
@@ -49,21 +57,61 @@ class Cost:
     engine_memory: int = 0
 
 
-def estimate(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> Cost:
-    """Return what a build takes; time without encoding prompts, training, drawing and building engines."""
+def estimate(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path, asked: Work = NOTHING) -> Cost:
+    """Return what a build takes that asks so much of the model.
+
+    Time is without encoding prompts, and without the work itself, which `Pace` times.
+    """
     cold = _cold(pipeline, emitters, cache)
     weights = sum(cold.values())
     disk = sum(emitter.written_bytes(pipeline) for emitter in emitters)
-    seconds = disk / WRITE_RATE + (IMPORT_SECONDS + CAPTURE_SECONDS * weights if cold else 0.0)
+    imports = IMPORT_SECONDS if cold or asked.in_torch else 0.0
+    seconds = disk / WRITE_RATE + imports + CAPTURE_SECONDS * weights
     engines = max((emitter.engine_memory(pipeline) for emitter in emitters), default=0)
     memory = max(_memory(pipeline, cold), WARM_MEMORY + engines)
     return Cost(seconds, memory, disk + SMALL_FILES, tuple(cold), engines)
 
 
-def drawing_seconds(pipeline: Pipeline, images: int, evaluations: int) -> float:
-    """Return about how long images of the model's own size take here, with so many evaluations in all."""
-    denoiser, decoder = of_image(pipeline)
-    return (evaluations * denoiser + images * decoder) / (DRAW_RATE * (os.cpu_count() or 1))
+@dataclass(frozen=True)
+class Pace:
+    """How long a model's work takes here: multiplications of its parts, and evaluations an image.
+
+    `before` are those of the model's source, which is guided in every step.
+    """
+
+    denoiser: int
+    decoder: int
+    evaluations: int
+    before: int
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, source: Pipeline | None = None, cells: int | None = None) -> "Pace":
+        """Return that of images with so many latent cells; by default of the model's own size."""
+        tables = (each.sampling.table().evaluations for each in (pipeline, source or pipeline))
+        return cls(*of_image(pipeline, cells), *tables)
+
+    def evaluated(self, work: Work) -> int:
+        """Return how many samples the denoiser predicts, with a gradient or without."""
+        drawn = (work.drawn + work.sampled) * self.evaluations + work.drawn_before * self.before
+        return drawn + work.predicted + work.differentiated
+
+    def seconds(self, work: Work) -> float:
+        """Return about how long work takes."""
+        return sum(
+            (
+                self._drawing(work) / (DRAW_RATE * (os.cpu_count() or 1)),
+                (self._in_torch(work) + work.multiplied) / TORCH_RATE,
+                work.engines * ENGINE_SECONDS + work.engine_bytes / ENGINE_RATE,
+            )
+        )
+
+    def _drawing(self, work: Work) -> int:
+        evaluations = work.drawn * self.evaluations + work.drawn_before * self.before
+        return evaluations * self.denoiser + (work.drawn + work.drawn_before) * self.decoder
+
+    def _in_torch(self, work: Work) -> float:
+        evaluations = work.sampled * self.evaluations + work.predicted + GRADIENT * work.differentiated
+        return evaluations * self.denoiser + work.sampled * self.decoder
 
 
 def check_room(cost: Cost, target: Path) -> None:

@@ -1,14 +1,16 @@
 """How many multiplications is one run of a network? From the shapes of its weights, and where they stand.
 
 Each weight of a convolution or of a linear layer is used once a cell, at the resolution of its block:
-denoisers halve an image from block to block, decoders double it. Self-attention adds what grows with the
-square of the cells.
+denoisers and image encoders halve an image from block to block, decoders double it. Self-attention adds
+what grows with the square of the cells.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 
+from .graphs.interfaces import Interface
 from .ir import Component, Pipeline
 
 # Layers that see one row an image: they embed the timestep, and what SDXL is told of an image.
@@ -17,28 +19,52 @@ BLOCK = re.compile(r"\b(down|up)_blocks\.(\d+)\.")
 SELF_ATTENTION = re.compile(r"\.(attn1|attentions\.\d+)\.to_q\.weight$")
 
 
-def of_image(pipeline: Pipeline) -> tuple[float, float]:
-    """Return those of a denoiser evaluation and of decoding, for an image of the model's own size."""
+def of_image(pipeline: Pipeline, cells: int | None = None) -> tuple[int, int]:
+    """Return those of a denoiser evaluation and of decoding, for an image of so many latent cells.
+
+    Without `cells` it is the model's own size.
+    """
     latent = pipeline.sampling.table().latent
-    cells = latent.height * latent.width
-    denoisers = sum(_network(pipeline, each, "", cells) for each in pipeline.of_role("denoiser"))
-    decoders = sum(_network(pipeline, each, "decoder.", cells) for each in pipeline.of_role("vae"))
+    seen = latent.height * latent.width if cells is None else cells
+    denoisers = sum(_network(pipeline, each, "", seen) for each in pipeline.of_role("denoiser"))
+    decoders = sum(_network(pipeline, each, "decoder.", seen) for each in pipeline.of_role("vae"))
     return denoisers, decoders
 
 
-def _network(pipeline: Pipeline, component: Component, part: str, cells: int) -> float:
-    """Return the multiplications of the part of a component that takes `cells` latent cells."""
+def of_graph(pipeline: Pipeline, interface: Interface, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return those of one row of a graph's inputs, which have these shapes [B, ...] by name."""
+    component = interface.component
+    if component.role == "text":
+        return _encoder(pipeline, component, shapes["input_ids"][1])
+    first = interface.inputs[0].name
+    part = {"latent_sample": "decoder."}.get(first, "encoder.") if component.role == "vae" else ""
+    return _network(pipeline, component, part, prod(shapes[first][2:]))
+
+
+def _encoder(pipeline: Pipeline, component: Component, tokens: int) -> int:
+    """Return the multiplications of a text encoder: matrices see each token, embeddings are looked up."""
+    matrices = {
+        name: tensor.shape
+        for name, tensor in pipeline.tensors_of(component.name).items()
+        if len(tensor.shape) == 2 and "embedding" not in name
+    }
+    attention = sum(2 * tokens**2 * shape[0] for name, shape in matrices.items() if "q_proj" in name)
+    return attention + tokens * sum(map(prod, matrices.values()))
+
+
+def _network(pipeline: Pipeline, component: Component, part: str, cells: int) -> int:
+    """Return the multiplications of the part of a component whose input has so many cells, or pixels."""
     prefix = f"{component.name}.{part}"
     blocks = [BLOCK.search(name) for name in pipeline.tensors if name.startswith(prefix)]
     levels = 1 + max((int(block.group(2)) for block in blocks if block), default=0)
     total = 0.0
     for name, tensor in pipeline.tensors.items():
         if name.startswith(prefix) and len(tensor.shape) > 1 and not _reads_other(name, pipeline):
-            here = cells * _scale(name, levels, doubling=bool(part))
+            here = cells * _scale(name, levels, part)
             total += here * prod(tensor.shape)
             if SELF_ATTENTION.search(name):
                 total += 2 * here**2 * tensor.shape[0]
-    return total
+    return int(total)
 
 
 def _reads_other(name: str, pipeline: Pipeline) -> bool:
@@ -47,14 +73,17 @@ def _reads_other(name: str, pipeline: Pipeline) -> bool:
     return bool(ONE_ROW.search(name)) or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _scale(name: str, levels: int, doubling: bool) -> float:
-    """Return how many cells a layer sees for each of the latent."""
+def _scale(name: str, levels: int, part: str) -> float:
+    """Return how many cells a layer sees for each of its network's input."""
     # What makes an image larger or smaller is the last layer of its block, and sees the new size.
     step = 4.0 if ".upsamplers." in name else 0.25 if ".downsamplers." in name else 1.0
     block = BLOCK.search(name)
-    if doubling:
-        return step * 4.0 ** (int(block.group(2)) if block else levels - 1 if ".conv_out." in name else 0)
-    halved = (
-        {"down": int(block.group(2)), "up": levels - 1 - int(block.group(2))}[block.group(1)] if block else 0
-    )
-    return step * 0.25 ** (levels - 1 if ".mid_block." in name else halved)
+    change = 4.0 if part == "decoder." else 0.25
+    if block is None:
+        # Only a denoiser ends in the size that it begins with.
+        last = part and ".conv_out." in name
+        middle = part != "decoder." and ".mid_block." in name
+        return change ** (levels - 1 if last or middle else 0)
+    number = int(block.group(2))
+    raised = levels - 1 - number if part != "decoder." and block.group(1) == "up" else number
+    return step * change**raised

@@ -21,8 +21,21 @@ from .schedule import Carried, carry_out
 from .studio import Reporter, Studio
 from .tensors import bytes_of
 from .text.conditioning import check_draws
+from .work import Work
 
 REGISTRIES = Registries(registry.passes, registry.emitters, registry.gates)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a build that asks something of the model: a pass, or `emit/NAME`, or `gates/NAME`.
+
+    `cells` is how many each latent has of the images that it draws; None is the model's own number.
+    """
+
+    name: str
+    work: Work
+    cells: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,17 +70,23 @@ class Plan:
 
     def images(self) -> int:
         """Images that the gates will draw."""
-        return sum(gate.images_needed(len(self.erased), self.balanced) for gate in self.spec.gates)
+        return sum(gate.work(len(self.erased), self.balanced).images for gate in self.spec.gates)
 
-    def drawn(self) -> tuple[int, int]:
-        """Return the images that gates and passes will draw, and the denoiser evaluations that these take.
+    def steps(self) -> list[Step]:
+        """Return what of the build asks anything of the model: passes, targets and gates, in their order."""
+        emitters, erased = self.spec.emit, len(self.erased)
+        # Gates draw from the first target that can be drawn from, and that may fix the size.
+        cells = next((emitter.cells(self.pipeline) for emitter in emitters if emitter.drawn_from), None)
+        asked = [
+            *(Step(edit.name, edit.work(len(emitters))) for edit in self.spec.edits),
+            *(Step(f"emit/{emitter.name}", emitter.work(self.pipeline)) for emitter in emitters),
+            *(Step(f"gates/{g.name}", g.work(erased, self.balanced), cells) for g in self.spec.gates),
+        ]
+        return [step for step in asked if step.work != Work()]
 
-        Half of the gates' images are of the base, which is guided in every step.
-        """
-        edited, base = (each.sampling.table().evaluations for each in (self.pipeline, self.source))
-        of_gates, of_passes = self.images(), sum(edit.images_needed() for edit in self.spec.edits)
-        evaluations = of_gates // 2 * base + (of_gates - of_gates // 2 + of_passes) * edited
-        return of_gates + of_passes, evaluations
+    def work(self) -> Work:
+        """Return what all steps ask of the model."""
+        return sum((step.work for step in self.steps()), Work())
 
     def at_work(self, cache: Path, report: Reporter) -> "Plan":
         """Return this plan with its passes told what they draw with: the sampling that the spec ends in."""
@@ -78,7 +97,6 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain data: what `retouch plan --json` prints."""
         table = self.pipeline.sampling.table()
-        images, evaluations = self.drawn()
         models = {name: size_of(self.pipeline, name) for name in _models(self.pipeline)}
         largest = max(map(bytes_of, self.pipeline.tensors.values()), default=0)
         return {
@@ -112,11 +130,7 @@ class Plan:
             },
             "emit": [{"name": emitter.name, **parameters(emitter)} for emitter in self.spec.emit],
             "gates": [{"name": gate.name, **parameters(gate)} for gate in self.spec.gates],
-            "cost": {
-                "largest_tensor_bytes": largest,
-                "images": images,
-                "denoiser_evaluations": evaluations,
-            },
+            "cost": {"largest_tensor_bytes": largest},
         }
 
 
@@ -145,7 +159,7 @@ def files_named(spec: Spec) -> list[tuple[str, str, Path]]:
         for file in input_files(block):
             if not isinstance(file, JudgeFile):
                 files.append(("adapter", file.text, file.path))
-            elif isinstance(block, Gate) or block.images_needed():
+            elif isinstance(block, Gate) or block.work().images:
                 # a judge is a graph and, beside it, its labels; a pass that draws nothing asks none
                 files += [
                     ("judge", file.text, file.path),

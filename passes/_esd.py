@@ -17,7 +17,7 @@ STEREO, 2408.16807, section 3.
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,39 +31,12 @@ from torch import Tensor
 from ..compiler.torch_models.drawing import Drawn, draw, short_table, unit_noise
 from ..compiler.torch_models.gradients import Deltas, Gradients, States, Words
 from ..compiler.torch_models.inversion import Search, invert
+from ._course import BATCHES, INVERSION_BATCH, INVERSION_STEPS, REFRESH, SHOWN, TRAJECTORY, Course
 
-REFRESH = 60  # steps between two drawings of the samples that are trained on
-BATCHES = 4  # that are drawn then
-TRAJECTORY = 8  # steps of a drawing: each gives samples at one noise level
 DRIFT = 1.0  # weight of the drift of text states beside the error of predictions on prompts that stay
 KEPT_AT_ONCE = 16  # preserved prompts looked at in a step, where they have to be encoded anew
 SAVE_EVERY = 20.0  # seconds
-INVERSION = Search(steps=60, rate=0.03, batch=4)
-SHOWN = 8  # drawings of a concept by the unedited model, for the inversion to look at
-
-
-@dataclass(frozen=True)
-class Course:
-    """What to train, in numbers. `targets` are tensors by the pipeline's names, `[out, in]` each."""
-
-    # Each concept's prompts, and the guide of each, in the same template; empty where the spec names none.
-    concepts: tuple[tuple[str, ...], ...]
-    guides: tuple[tuple[str, ...], ...]
-    kept: tuple[str, ...]
-    targets: Mapping[str, tuple[int, ...]]
-    rank: int
-    steps: int
-    rounds: int
-    rate: float
-    strength: float
-    keep_weight: float
-    batch: int
-    seed: int
-
-    @property
-    def total(self) -> int:
-        """Steps of all rounds."""
-        return self.steps * (self.rounds + 1)
+INVERSION = Search(steps=INVERSION_STEPS, rate=0.03, batch=INVERSION_BATCH)
 
 
 @dataclass

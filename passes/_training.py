@@ -26,17 +26,18 @@ from ..compiler.torch_models.drawing import draw, short_table, unit_noise
 from ..compiler.torch_models.gradients import Gradients
 from ..specs.canonical import digest_file, digest_of
 from ..specs.manifest import Evidence
-from . import _esd
+from . import _course, _esd
+from ._course import SEEN, Course
 
 if TYPE_CHECKING:
     from .erase_by_training import EraseByTraining
 
 # What the last bits of a training depend on beside the model and the spec.
 CIRCUMSTANCES = ("cpu", "diffusers", "machine", "numpy", "torch", "transformers")
-CODE = (_esd, drawing, gradients, inversion)
+CODE = (_course, _esd, drawing, gradients, inversion)
 LIMITS = ("residual_at_most", "drift_at_most")
 # The outcome is measured on drawings that training did not see.
-SEEN_FROM, SEEN = 2_000_000, 4
+SEEN_FROM = 2_000_000
 
 
 def trained(edit: "EraseByTraining", pipeline: Pipeline, checkpoint: Path) -> Array:
@@ -109,7 +110,7 @@ def outcome(edit: "EraseByTraining", before: Pipeline, written: Mapping[str, Arr
     ]
 
 
-def _residuals(course: _esd.Course, before: Pipeline, after: Pipeline) -> list[float]:
+def _residuals(course: Course, before: Pipeline, after: Pipeline) -> list[float]:
     """Return ||eps' - wanted|| / ||eps - wanted|| for each concept, over its samples on the way."""
     model = Gradients(replace(before, sampling=_studio(before).sampling))
     looked = [_look(model, course, concept) for concept in range(len(course.concepts))]
@@ -123,7 +124,7 @@ def _residuals(course: _esd.Course, before: Pipeline, after: Pipeline) -> list[f
 
 
 @torch.no_grad()
-def _look(model: Gradients, course: _esd.Course, concept: int) -> Any:
+def _look(model: Gradients, course: Course, concept: int) -> Any:
     """Draw a concept with the model as it was; say what it predicted on the way and what was wanted."""
     prompts = course.concepts[concept]
     chosen = [i % len(prompts) for i in range(SEEN)]
@@ -138,7 +139,7 @@ def _look(model: Gradients, course: _esd.Course, concept: int) -> Any:
 
 
 def _drifts(
-    edit: "EraseByTraining", course: _esd.Course, before: Pipeline, written: Mapping[str, Array]
+    edit: "EraseByTraining", course: Course, before: Pipeline, written: Mapping[str, Array]
 ) -> list[float]:
     """Return how far each preserved prompt moved in what the denoiser reads, as a share of its own size."""
     states = _kept_states(before, course)
@@ -158,7 +159,7 @@ def _drifts(
 
 
 @torch.no_grad()
-def _kept_states(pipeline: Pipeline, course: _esd.Course) -> NDArray[np.float32]:
+def _kept_states(pipeline: Pipeline, course: Course) -> NDArray[np.float32]:
     model = Gradients(pipeline, denoiser=False)
     words = [model.words(prompt) for prompt in course.kept]
     parts = [model.encode(words[start : start + 64]).sequence.numpy() for start in range(0, len(words), 64)]

@@ -16,6 +16,7 @@ from ..compiler.text.conditioning import check_draws
 from ..compiler.text.encode import pooled_width, text_width
 from ..compiler.text.low_rank import Floats
 from ..compiler.text.text_map import Output, TextMap, with_text_map
+from ..compiler.work import Work
 from ..specs.errors import SpecError, UndecidedError, raise_all
 from ..specs.manifest import Decimal, Evidence
 from ._attributes import States, Value, aligned, values_of
@@ -98,8 +99,10 @@ class DebiasConcepts(Pass):
         pooled = SolvedMap(solution, "pooled", width) if width else None
         return with_text_map(pipeline, TextMap(sequence, pooled), self.output, self.name)
 
-    def images_needed(self) -> int:
-        return self.course.rounds * self.course.images * len(self.concepts) * (self.method == "balance")
+    def work(self, targets: int = 1) -> Work:
+        del targets
+        images = self.course.rounds * self.course.images * len(self.concepts)
+        return Work(drawn=images * (self.method == "balance"))
 
     def balancings(self) -> Iterable[Balancing]:
         prompts = self.held_out or self.templates
@@ -180,7 +183,7 @@ class DebiasConcepts(Pass):
         studio = pipeline.studio or Studio(pipeline.sampling)
         judge = open_judge(self.judge)
         raise_all(UndecidedError, list(judge_faults(self, judge)))
-        advance = studio.report.task("draw to balance", self.images_needed())
+        advance = studio.report.task("draw to balance", self.work().images)
         maps: dict[tuple[Any, ...], TextMap] = {}
 
         def measure(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,12 @@ from ..compiler.contract import Erasure, Observer, Pass, Stage
 from ..compiler.ir import Pipeline
 from ..compiler.tensors import Array, Edited, Shared
 from ..compiler.text.tokenizer import load_tokenizer
+from ..compiler.work import Work
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, SpecError, raise_all
 from ..specs.manifest import Decimal, Evidence
+from ._course import Course, work_of
 from ._templates import TEMPLATES, Text, fill, template_faults
-
-if TYPE_CHECKING:
-    from ._esd import Course
 
 Floats = NDArray[np.floating]
 Where = Literal["cross_attention", "text_encoder"]
@@ -127,13 +126,14 @@ class EraseByTraining(Pass):
             self.measured("train.loss", f"{len(self.concepts)} concepts", last, len(seen), details=details)
         ]
 
+    def work(self, targets: int = 1) -> Work:
+        return work_of(self, targets)
+
     def erasures(self) -> Iterable[Erasure]:
         return [Erasure(concept.names, concept.towards) for concept in self.concepts]
 
-    def course(self, pipeline: Pipeline) -> "Course":
+    def course(self, pipeline: Pipeline) -> Course:
         """Return what to train, in numbers; prompts filled in."""
-        from ._esd import Course
-
         return Course(
             concepts=tuple(tuple(self._filled(concept.names)) for concept in self.concepts),
             guides=tuple(tuple(self._guides(concept)) for concept in self.concepts),

@@ -4,7 +4,9 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from pydantic import TypeAdapter
 from safetensors.numpy import save_file
@@ -21,6 +24,7 @@ from retouch.compiler.contract import Pass
 from retouch.compiler.ir import Pipeline
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.registry import passes
+from retouch.runtime.sessions import Session
 from retouch.specs.manifest import Evidence
 
 from .tiny import make_tiny
@@ -103,6 +107,32 @@ def evidence_of(edit: Pass, before: Pipeline, written: Pipeline) -> list[Evidenc
             observer.see(name, earlier, after)
         found += observer.evidence()
     return [*found, *edit.statements(before, written)]
+
+
+@contextmanager
+def metered() -> Iterator[Counter[str]]:
+    """Count the samples that denoisers predict: in torch, with a gradient or without, and in graphs."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from torch.nn.modules.module import register_module_forward_hook
+
+    seen: Counter[str] = Counter()
+    call = Session.__call__
+
+    def in_torch(module: Any, inputs: Any, output: Any) -> None:
+        if isinstance(module, UNet2DConditionModel):
+            seen["differentiated" if output[0].requires_grad else "predicted"] += len(inputs[0])
+
+    def in_graph(session: Session, **arrays: Any) -> Any:
+        seen["drawn"] += len(arrays["sample"]) if "encoder_hidden_states" in arrays else 0
+        return call(session, **arrays)
+
+    hook = register_module_forward_hook(in_torch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "__call__", in_graph)
+        try:
+            yield seen
+        finally:
+            hook.remove()
 
 
 def write_goldens() -> None:

@@ -5,17 +5,21 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
 from retouch.compiler.canonical_text import difference, norms
+from retouch.compiler.cost import Pace
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.registry import passes
+from retouch.compiler.studio import Studio
 from retouch.compiler.tensors import Array, Tensor
+from retouch.compiler.work import Work
 
-from .passes import Case, cases, evidence_of, make, open_tiny
+from .passes import Case, cases, evidence_of, make, metered, open_tiny
 
 every_pass = pytest.mark.parametrize("name", passes.names())
 every_case = pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.name}-{case.file.stem}")
@@ -96,6 +100,24 @@ def test_names_types_and_shapes_stay(case: Case) -> None:
 @every_case
 def test_running_it_reads_no_element(case: Case) -> None:
     case.make().run(_spied(open_tiny()))
+
+
+@every_case
+def test_it_says_before_what_it_asks_of_the_model(case: Case, tmp_path: Path) -> None:
+    """A pass that draws or trains and forgets to say so fails here; `plan` times what it says."""
+    tiny, edit = open_tiny(), case.make()
+    before = replace(tiny, studio=Studio(tiny.sampling, tmp_path))
+    with metered() as asked:
+        after = edit.run(before)
+        evidence_of(edit, before, after)
+        for key in changed_tensors(before, after):
+            after.tensors[key].read()
+    said, pace = edit.work(), Pace.of(after, before)
+    in_torch = pace.evaluated(replace(said, drawn=0, drawn_before=0, differentiated=0))
+    in_graphs = pace.evaluated(Work(drawn=said.drawn, drawn_before=said.drawn_before))
+    told = {"differentiated": said.differentiated, "predicted": in_torch, "drawn": in_graphs}
+    for kind, count in told.items():
+        assert asked[kind] <= count <= 2 * asked[kind], kind
 
 
 @every_case

@@ -15,13 +15,14 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from emitting import load
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from retouch.compiler import cost, digests
 from retouch.compiler.build import Options, build
 from retouch.compiler.commands.build import command as build_command
 from retouch.compiler.commands.plan import command as plan_command
 from retouch.compiler.commands.prebuild import command as prebuild_command
-from retouch.compiler.cost import Cost, check_room, drawing_seconds, estimate
+from retouch.compiler.cost import Cost, Pace, check_room, estimate
 from retouch.compiler.digests import remembering
 from retouch.compiler.emit.onnx import Onnx
 from retouch.compiler.emit.tensorrt import Tensorrt
@@ -32,8 +33,9 @@ from retouch.compiler.graphs.capture import program_of
 from retouch.compiler.graphs.interfaces import interfaces
 from retouch.compiler.graphs.prebuild import config_folder, config_pipeline
 from retouch.compiler.graphs.program import Program
-from retouch.compiler.multiplications import of_image
+from retouch.compiler.multiplications import of_graph, of_image
 from retouch.compiler.plan import make_plan
+from retouch.compiler.work import Work
 from retouch.specs.canonical import digest_file
 from retouch.specs.errors import Fault, InputError, SpecError, UndecidedError
 
@@ -146,7 +148,8 @@ def test_a_plan_shows_the_cost_and_then_refuses(spec: Path) -> None:
     found = json.loads(shown.stdout)["plan"]["cost"]
     assert found["captures"] == list(FOLDERS)
     assert found["memory_bytes"] > 0 < found["seconds"]
-    assert (found["images"], found["drawing_seconds"], found["engine_memory_bytes"]) == (0, 0.0, 0)
+    assert (found["steps"], found["engine_memory_bytes"]) == ([], 0)
+    assert found["total_seconds"] == found["seconds"]
 
 
 def test_multiplications_are_those_that_torch_counts(tiny: Path) -> None:
@@ -166,6 +169,21 @@ def test_multiplications_are_those_that_torch_counts(tiny: Path) -> None:
     shapes: Any = replace(config_pipeline(folder), tensors=tensors)
     for found, wanted in zip(of_image(shapes), counted, strict=True):
         assert found == pytest.approx(wanted, rel=0.01)
+    encoder = multiplied(lambda: parts["vae"].encode(torch.zeros(1, 3, 512, 512, device="meta")))
+    graphs = {graph.folder: graph for graph in interfaces(shapes)}
+    found = of_graph(shapes, graphs["vae_encoder"], {"sample": [1, 3, 512, 512]})
+    assert found == pytest.approx(encoder, rel=0.01)
+
+
+def test_those_of_a_text_encoder_are_too() -> None:
+    folder = config_folder("sd15")
+    with torch.device("meta"):
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
+        counted = multiplied(lambda: text(torch.zeros(1, 77, dtype=torch.int64)))
+    tensors = {f"text_encoder.{name}": t for name, t in text.state_dict().items()}
+    shapes: Any = replace(config_pipeline(folder), tensors=tensors)
+    (graph,) = (graph for graph in interfaces(shapes) if graph.folder == "text_encoder")
+    assert of_graph(shapes, graph, {"input_ids": [1, 77]}) == pytest.approx(counted, rel=0.01)
 
 
 def multiplied(run: Callable[[], Any]) -> float:
@@ -181,10 +199,68 @@ def test_gates_are_timed_with_half_of_their_images_from_the_base(spec: Path) -> 
     plan = make_plan(spec)
     edited, base = (each.sampling.table().evaluations for each in (plan.pipeline, plan.source))
     assert 5 < edited < base == 10
-    assert plan.drawn() == (30, 15 * base + 15 * edited)
+    (step,) = plan.steps()
+    assert (step.name, step.work) == ("gates/kept", Work(drawn=15, drawn_before=15))
+    assert Pace.of(plan.pipeline, plan.source).evaluated(step.work) == 15 * (base + edited)
     shown = CliRunner().invoke(plan_command, [str(spec), "--regardless"]).output
-    assert f"then 30 images, {15 * (base + edited)} denoiser evaluations: an estimated 0 s" in shown
-    assert drawing_seconds(plan.pipeline, *plan.drawn()) > 0
+    assert f"< 1 s  gates/kept: 30 images, {15 * (base + edited)} denoiser evaluations" in shown
+
+
+def test_gates_draw_images_of_the_size_that_the_target_is_fixed_to(spec: Path) -> None:
+    gates = 'gates: [kept: {within: "0.1", concepts: 3, images: 5}]\n'
+    spec.write_text(spec.read_text().replace("parity: false", "parity: false, size: 32x64") + gates)
+    plan = make_plan(spec)
+    (step,) = plan.steps()
+    latent = plan.pipeline.sampling.latent
+    cells = 32 * 64 // latent.downscale**2
+    assert step.cells == cells
+    assert Pace.of(plan.pipeline, cells=cells).denoiser < Pace.of(plan.pipeline, cells=2 * cells).denoiser
+
+
+TRAINING = """  - erase_by_training:
+      {concepts: [{name: an apple, towards: a dog}], templates: ["{}"], steps: 10, batch: 2}
+"""
+
+
+def test_the_plan_times_trainings_comparisons_and_engines(spec: Path) -> None:
+    text = spec.read_text().replace("edits:\n", f"edits:\n{TRAINING}")
+    text = text.replace("- onnx: {parity: false}", "- onnx: {size: 32x32}\n  - tensorrt_rtx: {twice: true}")
+    spec.write_text(text)
+    shown = CliRunner().invoke(plan_command, [str(spec), "--json", "--regardless"])
+    cost = json.loads(shown.stdout)["plan"]["cost"]
+    training, graphs, engines = cost["steps"]
+    assert (training["name"], training["gradients"]) == ("erase_by_training", 2 * 10 * 2 * 2 + 60 * 4)
+    assert (graphs["name"], graphs["multiplications"] > 0, graphs["engines"]) == ("emit/onnx", True, 0)
+    assert (engines["name"], engines["engines"]) == ("emit/tensorrt_rtx", 2 * len(FOLDERS))
+    assert cost["total_seconds"] == pytest.approx(
+        cost["seconds"] + sum(step["seconds"] for step in cost["steps"]), abs=0.1
+    )
+    text = CliRunner().invoke(plan_command, [str(spec), "--regardless"]).output
+    for words in ("with a gradient", "graphs compared with torch", "8 engines built", "in all"):
+        assert words in text
+
+
+def test_a_comparison_at_a_larger_size_takes_longer(tiny: Path) -> None:
+    pipeline = load(tiny)
+    free, small, large, both = (
+        Onnx(size=size, sizes=sizes).work(pipeline).multiplied
+        for size, sizes in ((None, ()), ("32x32", ()), ("64x64", ()), ("32x32", ("64x64",)))
+    )
+    assert 0 < free < small < large
+    assert small < both < small + large  # a further size has neither text encoders nor guidance
+    assert Onnx(precision="bfloat16", vae_precision="bfloat16").work(pipeline) == Work()
+
+
+def test_work_is_timed_at_the_pace_of_what_does_it() -> None:
+    pace = Pace(denoiser=10**9, decoder=10**9, evaluations=10, before=20)
+    seconds = [
+        pace.seconds(work)
+        for work in (Work(drawn=8), Work(drawn_before=8), Work(sampled=16), Work(sampled=32))
+    ]
+    assert seconds == sorted(seconds)
+    assert pace.seconds(Work(differentiated=10)) > pace.seconds(Work(predicted=10)) > 0
+    assert pace.seconds(Work(engines=2, engine_bytes=1 << 30)) > pace.seconds(Work(engines=2)) > 0
+    assert pace.evaluated(Work(drawn=1, drawn_before=1, sampled=1, predicted=1, differentiated=1)) == 42
 
 
 def test_engines_take_memory_beside_the_build(tiny: Path, skeletons: Path) -> None:

@@ -12,7 +12,10 @@ from retouch.compiler.gates import Draw, Images, Trial, _judging, balanced, eras
 from retouch.compiler.gates.balanced import Balanced
 from retouch.compiler.gates.erased import Erased
 from retouch.compiler.gates.kept import Kept
+from retouch.compiler.gates.probed import Probed
+from retouch.compiler.probes import OF_EACH, OTHERS, SHOWN
 from retouch.compiler.registry import gates
+from retouch.compiler.work import Work
 from retouch.specs.errors import UndecidedError
 
 LABELS = ("pistol", "umbrella", "dog", "cat", "apple", "apple logo")
@@ -107,9 +110,11 @@ def test_a_concept_that_the_judge_does_not_know_is_undecided() -> None:
         Erased("0.05").decide(unknown)
 
 
-def test_images_needed() -> None:
-    assert Erased("0.05", 128).images_needed(3) == 768
-    assert Kept("0.03", 60, 16).images_needed(3) == 1920
+def test_a_gate_says_what_it_will_draw() -> None:
+    assert Erased("0.05", 128).work(3) == Work(drawn=384, drawn_before=384)
+    assert Kept("0.03", 60, 16).work(3) == Work(drawn=960, drawn_before=960)
+    draw_twice = Probed("0.5", probes=("plain", "static"), images=10).work(3)
+    assert draw_twice == Work(sampled=3 * 2 * 10 + 3 * SHOWN + (OTHERS + 1) * OF_EACH)
 
 
 class PersonJudge(PixelJudge):
@@ -167,7 +172,7 @@ def test_prompts_that_say_a_value_must_be_obeyed(monkeypatch: pytest.MonkeyPatch
 
 def test_balanced_counts_its_images() -> None:
     asked = Balancing("a doctor", "gender", ("male", "female"), ("a doctor",), {"male": "a male doctor"})
-    assert Balanced("0.15", 200, explicit=32).images_needed(0, (asked, asked)) == 2 * (400 + 64)
+    assert Balanced("0.15", 200, explicit=32).work(0, (asked, asked)).images == 2 * (400 + 64)
 
 
 class ProfessionJudge(PersonJudge):

@@ -16,6 +16,7 @@ from retouch.compiler.evidence.survey import Survey, fingerprint
 from retouch.compiler.plan import files_named, make_plan
 from retouch.compiler.tensors import Shared
 from retouch.compiler.text.text_map import TextMap
+from retouch.compiler.work import Work
 from retouch.passes._balance import (
     FIRST_SEED,
     Course,
@@ -229,7 +230,7 @@ def test_it_says_what_it_draws_and_what_gates_shall_look_at() -> None:
         "debias_concepts",
         {"concepts": ["a doctor", "a cat"], "attributes": GENDER, "images": 10, "rounds": 3},
     )
-    assert edit.images_needed() == 60
+    assert edit.work() == Work(drawn=60)
     first, second = edit.balancings()
     assert first.explicit == {"male": "a man doctor", "female": "a woman doctor"}
     assert second.prompts == ("a drawing of a cat", "a cat on a white background")

@@ -11,11 +11,11 @@ import pytest
 from retouch.compiler.ir import Pipeline, changed_tensors
 from retouch.compiler.plan import make_plan
 from retouch.compiler.studio import Studio
-from retouch.passes import _esd, _training
+from retouch.passes import _course, _esd, _training
 from retouch.passes._warm_start import closed_form, factors
 from retouch.specs.errors import SpecError
 
-from .passes import evidence_of, make, open_tiny
+from .passes import evidence_of, make, metered, open_tiny
 
 APPLE = {"name": "the apple logo", "towards": "a cloud"}
 SHORT = {"concepts": [APPLE], "templates": ["{}"], "vocabulary": 2, "batch": 2, "steps": 10, "rounds": 0}
@@ -55,11 +55,14 @@ def trained(pipeline: Pipeline, **block: object) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def _short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let drawings and inversions be short, and checkpoints be written wherever they may."""
-    monkeypatch.setattr(_esd, "TRAJECTORY", 2)
-    monkeypatch.setattr(_esd, "REFRESH", 4)
-    monkeypatch.setattr(_esd, "BATCHES", 2)
-    monkeypatch.setattr(_esd, "SAVE_EVERY", 0.0)
+    for module in (_esd, _course):
+        monkeypatch.setattr(module, "TRAJECTORY", 2)
+        monkeypatch.setattr(module, "REFRESH", 4)
+        monkeypatch.setattr(module, "BATCHES", 2)
+    monkeypatch.setattr(_course, "DRAWING", 4)
+    monkeypatch.setattr(_course, "INVERSION_STEPS", 2)
     monkeypatch.setattr(_esd, "INVERSION", replace(_esd.INVERSION, steps=2))
+    monkeypatch.setattr(_esd, "SAVE_EVERY", 0.0)
 
 
 @pytest.mark.parametrize("start", ["unedited", "linear"])
@@ -117,6 +120,16 @@ def test_prompts_are_led_to_the_guide_in_their_own_template() -> None:
     assert course.guides == (("a cloud", "a cloud in snow"),)
     unguided = make("erase_by_training", {**SHORT, "concepts": [{"name": "a dog"}]})
     assert unguided.course(open_tiny()).guides == (("",),)
+
+
+@pytest.mark.parametrize("block", [{"rounds": 2}, {"strength": 1.0, "keep_weight": 0.0}])
+def test_planning_counts_what_a_training_asks_for(tmp_path: Path, block: dict[str, object]) -> None:
+    pipeline, edit = at_work(tmp_path, Watching()), make("erase_by_training", {**SHORT, **block})
+    with metered() as asked:
+        evidence_of(edit, pipeline, edit.run(pipeline))
+    work = edit.work()
+    assert (asked["predicted"], asked["differentiated"]) == (work.predicted, work.differentiated)
+    assert edit.work(targets=3) + work == edit.work(targets=2) * 2
 
 
 def test_another_seed_or_model_is_another_training(tmp_path: Path) -> None:

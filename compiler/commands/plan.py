@@ -7,8 +7,8 @@ import click
 
 from ...runtime.console import json_option, print_result
 from ..cache import default_cache
-from ..cost import check_room, drawing_seconds, estimate
-from ..plan import make_plan
+from ..cost import Pace, check_room, estimate
+from ..plan import Plan, make_plan
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -23,15 +23,16 @@ def command(spec: Path, regardless: bool, as_json: bool) -> None:
     Exits with 4 when this machine has too little memory or disk for the build.
     """
     plan = make_plan(spec)
-    cost = estimate(plan.pipeline, plan.spec.emit, default_cache())
+    cost = estimate(plan.pipeline, plan.spec.emit, default_cache(), plan.work())
     summary = plan.summary()
     summary["cost"] |= {
         "disk_bytes": cost.disk,
         "memory_bytes": cost.memory,
         "engine_memory_bytes": cost.engine_memory,
         "seconds": round(cost.seconds, 1),
-        "drawing_seconds": round(drawing_seconds(plan.pipeline, *plan.drawn()), 1),
         "captures": list(cost.cold),
+        "steps": (steps := _steps(plan)),
+        "total_seconds": round(cost.seconds + sum(step["seconds"] for step in steps), 1),
     }
     print_result({"plan": summary}, _text(summary), as_json)
     if not regardless:
@@ -59,23 +60,50 @@ def _text(plan: dict[str, Any]) -> str:
     if cost["captures"]:
         lines.append(f"            graphs to capture first: {', '.join(cost['captures'])}")
     if cost["engine_memory_bytes"]:
-        lines.append(
-            f"            of the memory {size(cost['engine_memory_bytes'])} to build engines, time apart"
-        )
-    if cost["images"]:
-        drawn = f"{cost['images']:,} images, {cost['denoiser_evaluations']:,} denoiser evaluations"
-        lines.append(
-            f"            then {drawn}: an estimated {duration(cost['drawing_seconds'])} on this machine"
-        )
+        lines.append(f"            of the memory {size(cost['engine_memory_bytes'])} to build engines")
+    lines += [f"            {duration(step['seconds']):>7}  {_asked(step)}" for step in cost["steps"]]
+    if cost["steps"]:
+        lines.append(f"            {duration(cost['total_seconds']):>7}  in all on this machine, an estimate")
     return "\n".join(lines)
+
+
+def _steps(plan: Plan) -> list[dict[str, Any]]:
+    """Return what each step asks of the model and about how long that takes here, as plain data."""
+    paces = {step.cells: Pace.of(plan.pipeline, plan.source, step.cells) for step in plan.steps()}
+    return [
+        {
+            "name": step.name,
+            "seconds": round(paces[step.cells].seconds(step.work), 1),
+            "images": step.work.images,
+            "denoiser_evaluations": paces[step.cells].evaluated(step.work),
+            "gradients": step.work.differentiated,
+            "multiplications": step.work.multiplied,
+            "engines": step.work.engines,
+        }
+        for step in plan.steps()
+    ]
+
+
+def _asked(step: dict[str, Any]) -> str:
+    """Return a step's work in words, without what it does not ask for."""
+    parts = [
+        f"{step['images']:,} images" * bool(step["images"]),
+        f"{step['denoiser_evaluations']:,} denoiser evaluations" * bool(step["denoiser_evaluations"]),
+        f"{step['gradients']:,} of them with a gradient" * bool(step["gradients"]),
+        "graphs compared with torch" * bool(step["multiplications"]),
+        f"{step['engines']} engines built" * bool(step["engines"]),
+    ]
+    return f"{step['name']}: {', '.join(filter(None, parts))}"
 
 
 def duration(seconds: float) -> str:
     """Return a time in the largest unit that leaves at least two of it.
 
     >>> duration(0.4), duration(90), duration(150), duration(9000)
-    ('0 s', '90 s', '2 min', '2.5 h')
+    ('< 1 s', '90 s', '2 min', '2.5 h')
     """
+    if seconds < 1:
+        return "< 1 s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -18,12 +18,11 @@ from ...specs.errors import Fault, SpecError
 from ...specs.manifest import Evidence, Manifest
 from ...specs.probes import ProbeReport
 from ..contract import Erasure
-from ..cost import DRAW_RATE
+from ..cost import Pace
 from ..environment import environment, retouch_version
 from ..evidence.manifest import parameters
 from ..gates._judging import JudgeFile, open_judge
 from ..ir import Pipeline
-from ..multiplications import of_image
 from ..plan import Plan, make_plan
 from ..probes import Probe
 from ..registry import probes as registry
@@ -131,14 +130,14 @@ def _cost(examination: "Examination", pipeline: Pipeline) -> dict[str, dict[str,
 
     Examinations run on one thread, so that their results do not depend on the machine.
     """
-    once = of_image(pipeline)[0] / DRAW_RATE
+    pace = Pace.of(pipeline)
     return {
         name: {
-            "predicted": work.predicted,
+            "predicted": pace.evaluated(work) - work.differentiated,
             "differentiated": work.differentiated,
-            "seconds": round(work.evaluations * once, 1),
+            "seconds": round(pace.seconds(work), 1),
         }
-        for name, work in examination.work(pipeline.sampling.table().evaluations).items()
+        for name, work in examination.work().items()
     }
 
 

@@ -16,6 +16,7 @@ from ...specs.manifest import ComponentRecord, Evidence
 from ..contract import Observer
 from ..ir import Pipeline
 from ..tensors import bytes_of
+from ..work import Work
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,16 @@ class Emitter(ABC):
     def written_bytes(self, pipeline: Pipeline) -> int:
         """Return about how many bytes of weights this target writes: as many as there are, unless it says."""
         return sum(map(bytes_of, pipeline.tensors.values()))
+
+    def cells(self, pipeline: Pipeline) -> int | None:
+        """Return how many latent cells an image has that is drawn from it; None is the model's own number."""
+        del pipeline
+        return None
+
+    def work(self, pipeline: Pipeline) -> Work:
+        """Return what this target asks of a model beside writing it, such as to be compared with torch."""
+        del pipeline
+        return Work()
 
     def engine_memory(self, pipeline: Pipeline) -> int:
         """Return about how many bytes a process beside the build takes: none, unless engines are built."""

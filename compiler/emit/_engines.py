@@ -11,7 +11,9 @@ from pydantic import Field
 from ...specs.manifest import Evidence
 from ..engines.building import Shapes, memory_needed
 from ..engines.profiles import own_size, profiles_of
+from ..graphs.interfaces import interfaces
 from ..ir import Pipeline
+from ..work import Work
 from . import Emitted, Emitter, Job
 from .onnx import Onnx, Size
 
@@ -50,6 +52,14 @@ class EngineEmitter(Emitter):
     def written_bytes(self, pipeline: Pipeline) -> int:
         """Engines stand beside the graphs' weights while they are built, one at a time."""
         return self._graphs(pipeline).written_bytes(pipeline) + self._largest(pipeline)
+
+    def work(self, pipeline: Pipeline) -> Work:
+        return self._graphs(pipeline).work(pipeline)
+
+    def built(self, pipeline: Pipeline) -> Work:
+        """Return what it takes to build every engine once."""
+        weights = self._graphs(pipeline).written_bytes(pipeline)
+        return Work(engines=len(interfaces(pipeline)), engine_bytes=weights)
 
     def engine_memory(self, pipeline: Pipeline) -> int:
         return memory_needed(self._largest(pipeline))

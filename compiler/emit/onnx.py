@@ -11,7 +11,7 @@ from pydantic import Field
 from ...specs.canonical import canonical
 from ...specs.errors import Fault, InputError, SpecError, raise_all
 from ...specs.manifest import ComponentRecord, Evidence
-from ..evidence.parity import Emission, measure_parity
+from ..evidence.parity import Emission, compared_rows, example_shapes, is_compared, measure_parity
 from ..graphs.capture import skeleton_of
 from ..graphs.graph_edits import INSIDE
 from ..graphs.interfaces import BAKED, Interface, Port, interfaces
@@ -19,7 +19,9 @@ from ..graphs.shapes import misshapen
 from ..graphs.skeleton import DATA, DTYPES, Form, Packing, Precision, ProfileName, Skeleton
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
+from ..multiplications import of_graph
 from ..tensors import Tensor
+from ..work import Work
 from ..write import Entry, WritePass
 from . import Emitted, Emitter, Job, Written
 
@@ -61,6 +63,23 @@ class Onnx(Emitter):
         role = pipeline.components[component].role
         tensors = pipeline.tensors_of(component).values()
         return sum(prod(tensor.shape) * self._width(role, len(tensor.shape)) for tensor in tensors)
+
+    def cells(self, pipeline: Pipeline) -> int | None:
+        return None if self.size is None else prod(map(int, self.size.split("x"))) // _cell(pipeline) ** 2
+
+    def work(self, pipeline: Pipeline) -> Work:
+        """Torch and each graph compute as much, at every size that graphs are made for."""
+        if not self.parity:
+            return Work()
+        graphs = [graph for graph in interfaces(pipeline) if is_compared(self.form(graph.component.role))]
+        compared = [(self._declared(pipeline, graph), compared_rows(graph)) for graph in graphs]
+        for size in self.sizes:
+            others = [
+                fixed(graph, size, _cell(pipeline)) for graph in graphs if graph.component.role != "text"
+            ]
+            compared += [(graph, compared_rows(graph, guided=False)) for graph in others]
+        computed = sum(rows * of_graph(pipeline, graph, example_shapes(graph)) for graph, rows in compared)
+        return Work(multiplied=2 * computed)
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         self.check(pipeline)

@@ -17,6 +17,7 @@ from ...specs.manifest import Evidence
 from ..engines.building import PLAIN, RTX, STEPS, Order, Shapes, build, check_installed, parse
 from ..engines.profiles import as_numbers
 from ..ir import Pipeline
+from ..work import Work
 from . import Job
 from ._engines import EngineEmitter
 
@@ -40,6 +41,9 @@ class Tensorrt(EngineEmitter):
 
     def engine_memory(self, pipeline: Pipeline) -> int:
         return super().engine_memory(pipeline) if self.engines else 0
+
+    def work(self, pipeline: Pipeline) -> Work:
+        return super().work(pipeline) + self.built(pipeline) * self.engines
 
     def check_machine(self) -> None:
         if self.engines:

@@ -16,6 +16,8 @@ from ...specs.manifest import Evidence
 from ..engines.building import RTX, STEPS, Engine, Order, Shapes, build, check_installed
 from ..engines.profiles import as_numbers
 from ..graphs.skeleton import DATA, IR_VERSION, OPSET
+from ..ir import Pipeline
+from ..work import Work
 from . import Job
 from ._engines import EngineEmitter
 
@@ -50,6 +52,9 @@ class TensorrtRtx(EngineEmitter):
 
     def check_machine(self) -> None:
         check_installed(RTX)
+
+    def work(self, pipeline: Pipeline) -> Work:
+        return super().work(pipeline) + self.built(pipeline) * (1 + self.twice)
 
     def build(self, place: Path, profile: dict[str, Shapes], job: Job) -> Sequence[Evidence]:
         order = Order(place / GRAPH, profile, self.compute_capabilities)

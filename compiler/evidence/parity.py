@@ -77,7 +77,7 @@ def measure_parity(
     found = []
     for graph in graphs:
         form = graph.skeleton.form
-        if (form.precision, form.packing) not in LIMITS:
+        if not is_compared(form):
             continue
         subject = f"{label}{graph.interface.folder}"
         with single_threaded():
@@ -112,14 +112,33 @@ def run_reference(pipeline: Pipeline, graph: Emission, inputs: Arrays) -> tuple[
     return run_program(graph.skeleton.program, ordered, outputs, read)
 
 
+def is_compared(form: Form) -> bool:
+    """Whether graphs of a form can be run here at all."""
+    return (form.precision, form.packing) in LIMITS
+
+
+def example_shapes(interface: Interface, batch: int = BATCH, scale: int = 1) -> dict[str, list[int]]:
+    """Return the shapes of `example_inputs`, by name."""
+    cells = {name: size * interface.multiple * scale // 2 for name, size in CELLS.items()}
+    sizes = {"batch": batch, "sequence": SEQUENCE, **cells}
+    return {
+        port.name: [size if isinstance(size, int) else sizes[size] for size in port.shape]
+        for port in interface.inputs
+    }
+
+
+def compared_rows(interface: Interface, guided: bool = True) -> int:
+    """Return how many rows of inputs torch computes, and as many the graph; `guided` is one with guidance."""
+    return BATCH * (3 if guided and interface.component.role == "denoiser" else 1)
+
+
 def example_inputs(interface: Interface, batch: int = BATCH, scale: int = 1) -> dict[str, NDArray[Any]]:
     """Return seeded inputs of a graph: small images, `scale` times the smallest that can be told apart."""
     generator = np.random.Generator(np.random.PCG64(SEED))
-    cells = {name: size * interface.multiple * scale // 2 for name, size in CELLS.items()}
-    sizes = {"batch": batch, "sequence": SEQUENCE, **cells}
+    shapes = example_shapes(interface, batch, scale)
     found: dict[str, NDArray[Any]] = {}
     for port in interface.inputs:
-        shape = [size if isinstance(size, int) else sizes[size] for size in port.shape]
+        shape = shapes[port.name]
         if port.dtype == "int64":
             tokens = generator.integers(0, int(interface.component.config["vocab_size"]), shape)
             # Rows end like prompts do: the pooled output is read at the end token.

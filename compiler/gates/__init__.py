@@ -18,6 +18,7 @@ from pydantic import ConfigDict
 from ...specs.manifest import Evidence
 from ..contract import Balancing, Erasure
 from ..ir import GraphEdit, Pipeline
+from ..work import Work
 
 Images = NDArray[np.uint8]
 
@@ -57,8 +58,8 @@ class Gate(ABC):
         """Draw, judge and compare; each returned evidence has `passed` set."""
 
     @abstractmethod
-    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
-        """Return how many images the gate will draw for a spec that erases so many concepts."""
+    def work(self, erased: int, balanced: Sequence[Balancing] = ()) -> Work:
+        """Return what the gate will ask of the models for a spec that erases so many concepts."""
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from ...runtime.statistics import decimal, paired_difference, wilson
 from ...specs.errors import UndecidedError, raise_all
 from ...specs.manifest import Evidence
 from ..contract import Balancing
+from ..work import Work
 from . import Draw, Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeName, Share, answer_faults, label_of, open_judge, seeds
 
@@ -35,10 +36,11 @@ class Balanced(Gate):
     explicit: Annotated[int, Field(ge=1, le=100_000, description="a concept and value")] = 32
     judge: JudgeName = DEMO_JUDGE
 
-    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+    def work(self, erased: int, balanced: Sequence[Balancing] = ()) -> Work:
         del erased
         said = sum(len(balancing.explicit) for balancing in balanced)
-        return 2 * self.images * len(balanced) + 2 * self.explicit * said
+        images = self.images * len(balanced) + self.explicit * said
+        return Work(drawn=images, drawn_before=images)
 
     def decide(self, trial: Trial) -> list[Evidence]:
         judge = open_judge(self.judge)

@@ -10,6 +10,7 @@ from ...runtime.judges import Judge
 from ...runtime.statistics import decimal, wilson
 from ...specs.manifest import Evidence
 from ..contract import Balancing, Erasure
+from ..work import Work
 from . import Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeName, Share, label_of, open_judge, seeds
 
@@ -27,9 +28,9 @@ class Erased(Gate):
     images: Annotated[int, Field(ge=1, le=100_000)] = 128
     judge: JudgeName = DEMO_JUDGE
 
-    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+    def work(self, erased: int, balanced: Sequence[Balancing] = ()) -> Work:
         del balanced
-        return 2 * self.images * erased
+        return Work(drawn=self.images, drawn_before=self.images) * erased
 
     def decide(self, trial: Trial) -> list[Evidence]:
         judge = open_judge(self.judge)

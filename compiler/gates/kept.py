@@ -12,6 +12,7 @@ from ...runtime.statistics import decimal, paired_difference
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from ..contract import Balancing
+from ..work import Work
 from . import Draw, Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeName, Share, bare, open_judge, seeds
 
@@ -30,9 +31,9 @@ class Kept(Gate):
     images: Annotated[int, Field(ge=1, le=10_000, description="a concept")] = 16
     judge: JudgeName = DEMO_JUDGE
 
-    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+    def work(self, erased: int, balanced: Sequence[Balancing] = ()) -> Work:
         del erased, balanced
-        return 2 * self.images * self.concepts
+        return Work(drawn=self.images, drawn_before=self.images) * self.concepts
 
     def decide(self, trial: Trial) -> list[Evidence]:
         judge = open_judge(self.judge)

@@ -9,6 +9,7 @@ from pydantic import Field
 from ...specs.errors import Fault, UndecidedError
 from ...specs.manifest import Evidence
 from ..contract import Balancing
+from ..work import Work
 from . import Gate, Trial
 from ._judging import DEMO_JUDGE, JudgeName, Share, open_judge
 
@@ -30,9 +31,13 @@ class Probed(Gate):
     images: Annotated[int, Field(ge=1, le=100_000)] = 32
     judge: JudgeName = DEMO_JUDGE
 
-    def images_needed(self, erased: int, balanced: Sequence[Balancing] = ()) -> int:
+    def work(self, erased: int, balanced: Sequence[Balancing] = ()) -> Work:
+        from ..probes import work_of
+        from ..registry import probes
+
         del balanced
-        return 2 * self.images * len(self.probes) * erased
+        chosen = [probes.load(name)() for name in self.probes]
+        return sum(work_of(chosen, erased, self.images).values(), Work())
 
     def decide(self, trial: Trial) -> list[Evidence]:
         from ..probes._examine import Examination
@@ -53,7 +58,7 @@ class Probed(Gate):
             edits=trial.graph_edits,
         )
         found = examination.run(Quiet())
-        trial.advance(self.images_needed(len(trial.erased)))
+        trial.advance(self.work(len(trial.erased)).images)
         return [self._verdict(evidence) for evidence in found]
 
     def _verdict(self, evidence: Evidence) -> Evidence:

@@ -18,10 +18,15 @@ from pydantic import ConfigDict
 from ...runtime.statistics import decimal, wilson
 from ...specs.manifest import Evidence
 from ..gates import Images
+from ..work import Work
 
 if TYPE_CHECKING:
     from ..ir import Pipeline
     from ._patient import Patient
+
+SHOWN = 16  # images of a concept that a probe may look at
+OTHERS = 12  # other things that images are compared with, to tell the control from them
+OF_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a probe asks of the denoiser: samples to predict, and samples to predict with a gradient."""
-
-    predicted: int = 0
-    differentiated: int = 0
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of one sample that take as long: a gradient takes about two more."""
-        return self.predicted + 3 * self.differentiated
-
-
-@dataclass(frozen=True)
 class Probe(ABC):
     """An attempt at revival. Its fields are its effort."""
 
@@ -78,9 +70,9 @@ class Probe(ABC):
     def examine(self, case: Case) -> Evidence:
         """Try to revive the concept of a case, and the control, and say what came of it."""
 
-    def work(self, images: int, evaluations: int) -> Work:
-        """Return what one concept asks for, control included: `evaluations` make one image."""
-        del images, evaluations
+    def work(self, images: int) -> Work:
+        """Return what one concept asks for, control included."""
+        del images
         return Work()
 
     def recovered(self, case: Case, hits: int, details: Mapping[str, object]) -> Evidence:
@@ -117,9 +109,8 @@ class Revival(Probe):
         """Return what an attempt asks for before it draws; by default nothing."""
         return Work()
 
-    def work(self, images: int, evaluations: int) -> Work:
-        before = self.search()
-        return Work(2 * (images * evaluations + before.predicted), 2 * before.differentiated)
+    def work(self, images: int) -> Work:
+        return (self.search() + Work(sampled=images)) * 2
 
     def examine(self, case: Case) -> Evidence:
         images, details = self.revive(case.patient, case.target, case)
@@ -132,3 +123,10 @@ class Revival(Probe):
             "control_is": case.control.name,
         }
         return self.recovered(case, hits, {**beside, **details})
+
+
+def work_of(probes: Sequence[Probe], concepts: int, images: int) -> dict[str, Work]:
+    """Return what each probe asks for over all concepts, and what is drawn to compare with, by name."""
+    imitates = any(isinstance(probe, Revival) for probe in probes)
+    beside = Work(sampled=concepts * SHOWN + (OTHERS + 1) * OF_EACH) if imitates else Work()
+    return {"images to compare with": beside, **{p.name: p.work(images) * concepts for p in probes}}

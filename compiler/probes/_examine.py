@@ -19,13 +19,11 @@ from ..ir import GraphEdit, Pipeline
 from ..studio import Reporter
 from ..threads import single_threaded
 from ..torch_models.gradients import Gradients
-from . import Case, Probe, Revival, Target, Work
+from ..work import Work
+from . import OF_EACH, OTHERS, SHOWN, Case, Probe, Target, work_of
 from ._control import NAME, figures, likeness
 from ._patient import Patient
 
-SHOWN = 16  # images of a concept that a probe may look at
-OTHERS = 12  # other things that images are compared with, to tell the control from them
-OF_EACH = 4
 # Judged seeds start at 0; what a probe looks at comes from others.
 SHOWN_FROM = 1_000_000
 
@@ -43,17 +41,9 @@ class Examination:
     edits: tuple[GraphEdit, ...] = ()
     given: dict[str, Path] | None = None
 
-    def work(self, evaluations: int) -> dict[str, Work]:
-        """Return what each probe asks for, over all concepts, and what is drawn to compare with.
-
-        `evaluations` of the denoiser make one image.
-        """
-        count = len(self.erasures)
-        each = {probe.name: probe.work(self.images, evaluations) for probe in self.probes}
-        imitates = any(isinstance(probe, Revival) for probe in self.probes)
-        beside = (count * SHOWN + (OTHERS + 1) * OF_EACH) * evaluations if imitates else 0
-        total = {name: Work(count * w.predicted, count * w.differentiated) for name, w in each.items()}
-        return {"images to compare with": Work(beside), **total}
+    def work(self) -> dict[str, Work]:
+        """Return what each probe asks for, over all concepts, and what is drawn to compare with."""
+        return work_of(self.probes, len(self.erasures), self.images)
 
     def run(self, report: Reporter) -> list[Evidence]:
         """Carry out every probe.

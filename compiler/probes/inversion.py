@@ -7,7 +7,8 @@ from pydantic import Field
 
 from ...runtime.statistics import decimal
 from ..gates import Images
-from . import Case, Revival, Target, Work
+from ..work import Work
+from . import Case, Revival, Target
 
 if TYPE_CHECKING:
     from ._patient import Patient

@@ -11,7 +11,8 @@ from ...runtime.noise import normal
 from ...runtime.statistics import decimal
 from ...specs.manifest import Evidence
 from ..gates import Images
-from . import Case, Probe, Work
+from ..work import Work
+from . import Case, Probe
 
 if TYPE_CHECKING:
     from ..torch_models.gradients import Gradients
@@ -38,9 +39,9 @@ class Noise(Probe):
         1.5,
     )
 
-    def work(self, images: int, evaluations: int) -> Work:
+    def work(self, images: int) -> Work:
         # The concept, the word that means nothing, and the concept by the base.
-        return Work(3 * len(self.strengths) * images * evaluations)
+        return Work(sampled=3 * len(self.strengths) * images)
 
     def examine(self, case: Case) -> Evidence:
         concept = self._shares(case, case.target.prompt, case.patient.model)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ..gates import Images
-from . import Case, Revival, Target, Work
+from ..work import Work
+from . import Case, Revival, Target
 
 if TYPE_CHECKING:
     from ._patient import Patient
@@ -28,7 +29,9 @@ class TokenSearch(Revival):
     batch: Annotated[int, Field(ge=1, le=64)] = 8
 
     def search(self) -> Work:
-        return Work(self.steps * (self.candidates + 1) * self.batch, self.steps * self.batch)
+        return Work(
+            predicted=self.steps * (self.candidates + 1) * self.batch, differentiated=self.steps * self.batch
+        )
 
     def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
         import torch
