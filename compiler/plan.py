@@ -158,12 +158,12 @@ def files_named(spec: Spec) -> list[tuple[str, str, Path]]:
     for block in (*spec.edits, *spec.gates):
         for file in input_files(block):
             if not isinstance(file, JudgeFile):
-                files.append(("adapter", file.text, file.path))
+                files.append((file.role, file.text, file.path))
             elif isinstance(block, Gate) or block.work().images:
                 # a judge is a graph and, beside it, its labels; a pass that draws nothing asks none
                 files += [
-                    ("judge", file.text, file.path),
-                    ("judge", f"{file.text} (labels)", file.path.with_suffix(".json")),
+                    (file.role, file.text, file.path),
+                    (file.role, f"{file.text} (labels)", file.path.with_suffix(".json")),
                 ]
     return files
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from ..compiler.ir import Pipeline
 from ..compiler.text.encode import tokenizer_of
 from ..specs.errors import Fault, InputError
-from ..specs.fields import InputFile
+from ..specs.fields import CaptionsFile
 from ._nouns import load_nouns
 
 # The unconditional half of guidance reads these states in every image: they count ten prompts.
@@ -39,7 +39,7 @@ def vocabulary_prompts(pipeline: Pipeline, count: int, without: Iterable[str]) -
 
 
 @lru_cache(maxsize=4)
-def read_captions(file: InputFile) -> tuple[str, ...]:
+def read_captions(file: CaptionsFile) -> tuple[str, ...]:
     """Return the captions of a text file, one a line, each once.
 
     Raises:

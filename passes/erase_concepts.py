@@ -12,7 +12,7 @@ from ..compiler.ir import Pipeline
 from ..compiler.text.low_rank import LazyMap
 from ..compiler.text.text_map import Output, TextMap, with_layer_maps, with_text_map
 from ..specs.errors import SpecError, raise_all
-from ..specs.fields import InputFile
+from ..specs.fields import CaptionsFile
 from ..specs.manifest import Decimal, Evidence
 from ._erase_evidence import TextEvidence, map_statements
 from ._erase_faults import faults_of
@@ -86,7 +86,7 @@ class EraseConcepts(Pass):
     neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
     vocabulary_weight: Weight = 20.0
-    captions: InputFile | None = None
+    captions: CaptionsFile | None = None
     threshold: Share = 1e-5
     influence: bool = False
     output: Output = "fused"

@@ -17,7 +17,7 @@ from ..compiler.ir import Itself, Pipeline
 from ..compiler.tensors import Array, ByRows, Edited, Tensor, row_blocks, widen
 from ..runtime.statistics import decimal
 from ..specs.errors import Fault, InputError, RetouchError, raise_all
-from ..specs.fields import InputFile
+from ..specs.fields import AdapterFile
 from ..specs.manifest import Decimal, Evidence
 
 Floats = NDArray[np.float64]
@@ -35,11 +35,11 @@ class Adapter:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    path: InputFile
+    path: AdapterFile
     weight: Weight = 1.0
     text_encoder_weight: Weight | dict[str, Weight] | None = None
     blocks: Annotated[dict[str, Weight], Field(min_length=1)] | tuple[Weight, ...] | None = None
-    config: InputFile | None = None
+    config: AdapterFile | None = None
     component: str | None = None
 
     def __post_init__(self) -> None:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
+
+from .manifest import InputRole
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_SPEC = Path(__file__).parent / "examples" / "demo.yaml"
@@ -18,9 +20,11 @@ class InputFile:
     """A file that the spec names: `text` as written, `path` resolved against the spec's folder.
 
     `demo:NAME` names a file of the built-in demo model's folder. Validation needs the context
-    `{"folder": Path}`; whether the file exists is asked by whoever opens it.
+    `{"folder": Path}`; whether the file exists is asked by whoever opens it. `role` is what locks and
+    manifests call such a file.
     """
 
+    role: ClassVar[InputRole] = "other"
     text: str
     path: Path
 
@@ -48,6 +52,20 @@ class InputFile:
             core_schema.str_schema(min_length=1, max_length=4096),
             serialization=core_schema.plain_serializer_function_ser_schema(lambda file: file.text),
         )
+
+
+@dataclass(frozen=True)
+class AdapterFile(InputFile):
+    """An adapter, or the config beside it."""
+
+    role: ClassVar[InputRole] = "adapter"
+
+
+@dataclass(frozen=True)
+class CaptionsFile(InputFile):
+    """A text file of prompts, one a line."""
+
+    role: ClassVar[InputRole] = "captions"
 
 
 def input_files(value: Any) -> Iterator[InputFile]:

@@ -48,10 +48,13 @@ class FileRecord(Document):
     sha256: Sha256
 
 
+InputRole = Literal["source", "adapter", "captions", "judge", "spec", "other"]
+
+
 class InputRecord(FileRecord):
     """One file that the build read."""
 
-    role: Literal["source", "adapter", "judge", "spec", "other"]
+    role: InputRole
 
 
 class PassRecord(Document):

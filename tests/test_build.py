@@ -17,9 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from retouch.compiler.build import Options, build
 from retouch.compiler.gates import erased, kept
-from retouch.compiler.plan import make_plan
+from retouch.compiler.plan import REGISTRIES, files_named, make_plan
 from retouch.runtime.artefact import verify
 from retouch.specs.errors import GateError, InputError, IntegrityError, SpecError
+from retouch.specs.lock import make_lock
+from retouch.specs.read import read_spec
 
 RETOUCH = (sys.executable, "-c", "from retouch.runtime.cli import main; raise SystemExit(main())")
 SPEC = """
@@ -103,6 +105,25 @@ def test_gates_draw_from_the_sealed_bytes(
     assert {"evidence/erased-cat.jsonl", "evidence/kept.jsonl"} <= listed
     assert {record.role for record in manifest.inputs} == {"judge", "source"}
     assert not any("no gates" in line for line in manifest.not_claimed)
+
+
+def test_every_file_that_a_spec_names_has_a_role_in_the_lock(folder: Path) -> None:
+    named = SPEC.replace("solver: linear", "captions: captions.txt").replace(
+        "edits:\n", "edits:\n  - merge_adapters: {adapters: [{path: style.safetensors}]}\n"
+    )
+    spec = folder / "named.yaml"
+    spec.write_text(f"{named}gates: [kept: {{within: '0.1', concepts: 3}}]\n")
+    asked = files_named(read_spec(spec, REGISTRIES))
+    assert [(role, name) for role, name, _ in asked] == [
+        ("adapter", "style.safetensors"),
+        ("captions", "captions.txt"),
+        ("judge", "demo"),
+        ("judge", "demo (labels)"),
+    ]
+    spec.write_text(SPEC.replace("solver: linear", "captions: captions.txt"))
+    (folder / "captions.txt").write_text("a cat on a shoe\n")
+    lock = make_lock(spec, files_named(make_plan(spec).spec))
+    assert [(record.role, record.path) for record in lock.inputs] == [("captions", "captions.txt")]
 
 
 def test_lock_lies_beside_the_spec_and_in_the_artefact(artefact: Path, folder: Path) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from ...runtime.judges import Judge
 from ...runtime.sessions import Placement
 from ...specs.errors import Fault, UndecidedError
 from ...specs.fields import DEMO, InputFile
+from ...specs.manifest import InputRole
 
 # A share between 0 and 1 as a decimal string: thresholds make no float round trip.
 Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$")]
@@ -22,6 +23,8 @@ _ARTICLE = re.compile(r"^(the|an|a)\s+")
 @dataclass(frozen=True)
 class JudgeFile(InputFile):
     """The judge that a gate names: `demo`, `demo-clip`, or an ONNX file with its labels beside it."""
+
+    role: ClassVar[InputRole] = "judge"
 
     @classmethod
     def resolve(cls, text: str, folder: Path) -> "JudgeFile":
