@@ -14,7 +14,7 @@ from typing import Any
 
 from ..runtime.memory import peak_memory
 from ..specs.canonical import digest_file, sealed
-from ..specs.errors import Fault, GateError, UndecidedError, collected, raise_all
+from ..specs.errors import Fault, GateError, UndecidedError, collected, quoted, raise_all
 from ..specs.lock import Lock, check_lock, make_lock, read_lock, write_lock
 from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
 from .cache import default_cache
@@ -189,7 +189,8 @@ def _gate_fault(evidence: Evidence) -> Fault:
     wanted = f"{(evidence.comparator or '').replace('_', ' ')} {evidence.limit}"
     return Fault(
         "E_EVIDENCE",
-        f"{evidence.claim} of `{evidence.subject}` is {evidence.value}{between}; the spec wants {wanted}",
+        f"{evidence.claim} of {quoted(evidence.subject)} is {evidence.value}{between}; the spec wants "
+        f"{wanted}",
         where=evidence.produced_by,
         hint="nothing was written under the final name; --keep-failed leaves the folder to look at",
     )

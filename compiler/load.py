@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from ..specs.errors import Fault, InputError, SpecError
+from ..specs.errors import Fault, InputError, SpecError, quoted
 from ..specs.fields import DEMO
 from ..specs.sampling import Latent
 from ..specs.schema import Source
@@ -70,7 +70,7 @@ def _open(source: Source, spec_folder: Path) -> Opened:
         from .sources.hub import snapshot  # huggingface_hub belongs to the build
 
         if not HUB_ID.fullmatch(source.model):
-            message = f"`{source.model}` is no hub model (owner/name), and only those have revisions"
+            message = f"{quoted(source.model)} is no hub model (owner/name), and only those have revisions"
             raise SpecError(Fault("E_SOURCE", message, "source.revision"))
         place = snapshot(source.model, source.revision, source.variant, frozenset(components))
     elif source.model in BUILT_IN_MODELS:
@@ -103,7 +103,7 @@ def _no_source(model: str, place: Path) -> SpecError:
         hint += (
             "; for a hub's model add `revision:` with a commit's 40 hex digits, from the page of its files"
         )
-    return SpecError(Fault("E_SOURCE", f"`{model}`: no file or folder `{place}`", "source.model", hint))
+    return SpecError(Fault("E_SOURCE", f"{quoted(model)}: no file or folder `{place}`", "source.model", hint))
 
 
 def pipeline_of(opened: Opened, sampler: str, steps: int, guidance_scale: float | None = None) -> Pipeline:

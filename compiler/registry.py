@@ -7,7 +7,7 @@ from inspect import getmembers, isabstract, isclass
 from pkgutil import iter_modules
 from types import ModuleType
 
-from ..specs.errors import Fault, SpecError
+from ..specs.errors import Fault, SpecError, quoted
 
 
 class Registry:
@@ -45,7 +45,7 @@ class Registry:
         if name not in self.names():
             near = get_close_matches(name, self.names(), n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(self.names())}"
-            raise SpecError(Fault("E_UNKNOWN_NAME", f"no {self.kind} `{name}`", hint=hint))
+            raise SpecError(Fault("E_UNKNOWN_NAME", f"no {self.kind} {quoted(name)}", hint=hint))
         return self._final_class(self._module(name))
 
     def _home(self) -> ModuleType:

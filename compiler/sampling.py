@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..specs.errors import Fault, InputError, SpecError, raise_all
+from ..specs.errors import Fault, InputError, SpecError, quoted, raise_all
 from ..specs.sampling import Latent, Negative, SamplingTable, Step, Task, TextSource, TimeId
 
 Floats = NDArray[np.float64]
@@ -205,7 +205,7 @@ def check_sampler(sampler: str, steps: int, schedule: Schedule) -> None:
     if sampler not in SAMPLERS:
         near = get_close_matches(sampler, SAMPLERS, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(sorted(SAMPLERS))}"
-        raise SpecError(Fault("E_SAMPLER", f"no sampler `{sampler}`", "sampling.sampler", hint))
+        raise SpecError(Fault("E_SAMPLER", f"no sampler {quoted(sampler)}", "sampling.sampler", hint))
     most = len(schedule.alphas_bar) - 1
     if not 1 <= steps <= most:
         raise SpecError(Fault("E_STEPS", f"{steps} steps, expected 1 to {most}", "sampling.steps"))

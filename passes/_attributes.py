@@ -7,7 +7,7 @@ from ..compiler.gates._judging import bare
 from ..compiler.ir import Pipeline
 from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Floats
-from ..specs.errors import Fault
+from ..specs.errors import Fault, quoted
 from ._templates import fill
 from ._text_states import Mention, Reads, TextStates
 
@@ -73,10 +73,12 @@ def wording_faults(
             prompt = fill(template, text)
             if tokenizer.tokens(prompt).cut:
                 hint = "shorten the text or the template"
-                yield Fault("E_DEBIAS_TOKENS", f"`{prompt}` has too many tokens", place, hint)
+                yield Fault("E_DEBIAS_TOKENS", f"{quoted(prompt)} has too many tokens", place, hint)
                 break
             if not tokenizer.spelled(prompt, text):
-                yield Fault("E_DEBIAS_TOKENS", f"`{text}` is no token of its own in `{prompt}`", place)
+                yield Fault(
+                    "E_DEBIAS_TOKENS", f"{quoted(text)} is no token of its own in {quoted(prompt)}", place
+                )
                 break
 
 

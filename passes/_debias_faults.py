@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..compiler.gates._judging import answer_faults
 from ..compiler.ir import Pipeline
 from ..runtime.judges import Judge
-from ..specs.errors import Fault
+from ..specs.errors import Fault, quoted
 from ._attributes import wording_faults
 from ._templates import template_faults
 
@@ -23,12 +23,12 @@ def faults_of(edit: DebiasConcepts, pipeline: Pipeline) -> Iterator[Fault]:
     yield from broken
     twice = sorted(concept for concept in set(edit.concepts) if edit.concepts.count(concept) > 1)
     for concept in twice:
-        yield Fault("E_DEBIAS_TWICE", f"`{concept}` is named twice", f"{edit.name}.concepts")
+        yield Fault("E_DEBIAS_TWICE", f"{quoted(concept)} is named twice", f"{edit.name}.concepts")
     for name, values in edit.values.items():
         for value in values:
             if value.wording.count("{}") > 1 or not value.words:
                 place = f"{edit.name}.attributes.{name}.{value.answer}"
-                message = f"`{value.wording}` must hold words, and `{{}}` at most once"
+                message = f"{quoted(value.wording)} must hold words, and `{{}}` at most once"
                 yield Fault("E_DEBIAS_WORDING", message, place)
     if not broken:
         yield from wording_faults(pipeline, list(edit.texts()), edit.all_templates)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..compiler.ir import Pipeline
 from ..compiler.text.encode import tokenizer_of
 from ..compiler.text.tokenizer import SourceTokenizer
-from ..specs.errors import Fault
+from ..specs.errors import Fault, quoted
 from ._templates import template_faults
 from ._text_states import Mention
 
@@ -33,16 +33,18 @@ def _concept_faults(edit: EraseConcepts) -> Iterator[Fault]:
     erased: dict[str, str] = {}
     for place, name in _names(edit):
         if _same(name) in erased:
-            yield Fault("E_ERASE_TWICE", f"`{name}` is erased twice, first as {erased[_same(name)]}", place)
+            yield Fault(
+                "E_ERASE_TWICE", f"{quoted(name)} is erased twice, first as {erased[_same(name)]}", place
+            )
         erased.setdefault(_same(name), place)
     for i, prompt in enumerate(edit.preserve):
         if _same(prompt) in erased:
-            message = f"`{prompt}` is erased as well, by {erased[_same(prompt)]}"
+            message = f"{quoted(prompt)} is erased as well, by {erased[_same(prompt)]}"
             yield Fault("E_ERASE_PRESERVED", message, f"{edit.name}.preserve.{i}", "choose one of the two")
     for i, concept in enumerate(edit.concepts):
         guide = edit.guides[concept.name]
         if _same(guide) in erased:
-            message = f"`{concept.name}` is led towards `{guide}`, which is erased"
+            message = f"{quoted(concept.name)} is led towards {quoted(guide)}, which is erased"
             hint = "name something that stays, close to the concept in kind"
             yield Fault("E_ERASE_GUIDE", message, f"{edit.name}.concepts.{i}.towards", hint)
 
@@ -62,14 +64,14 @@ def _spelling_fault(tokenizer: SourceTokenizer, mention: Mention, place: str) ->
     spelling = tokenizer.spelling(mention.prompt)
     if spelling.cut:
         length = len(spelling.ids) + spelling.cut
-        message = f"`{mention.prompt}` is {length} tokens, at most {tokenizer.length}"
+        message = f"{quoted(mention.prompt)} is {length} tokens, at most {tokenizer.length}"
         return Fault("E_ERASE_TOKENS", message, place, "shorten the concept or the template")
     span = tokenizer.spelled(mention.prompt, mention.text)
     if not span:
-        message = f"`{mention.text}` is no token of its own in `{mention.prompt}`"
+        message = f"{quoted(mention.text)} is no token of its own in {quoted(mention.prompt)}"
         return Fault("E_ERASE_TOKENS", message, place)
     if any(spelling.ids[position] == tokenizer.unknown for position in span):
-        return Fault("E_ERASE_TOKENS", f"the tokenizer does not know all of `{mention.text}`", place)
+        return Fault("E_ERASE_TOKENS", f"the tokenizer does not know all of {quoted(mention.text)}", place)
     return None
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ..specs.errors import Fault
+from ..specs.errors import Fault, quoted
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 
@@ -23,4 +23,4 @@ def template_faults(name: str, code: str, fields: Mapping[str, Sequence[str]]) -
     for key, templates in fields.items():
         for i, template in enumerate(templates):
             if template.count("{}") != 1:
-                yield Fault(code, f"`{template}` must hold `{{}}` once", f"{name}.{key}.{i}")
+                yield Fault(code, f"{quoted(template)} must hold `{{}}` once", f"{name}.{key}.{i}")

@@ -15,7 +15,7 @@ from ..compiler.tensors import Array, Edited, Shared
 from ..compiler.text.tokenizer import load_tokenizer
 from ..compiler.work import Work
 from ..runtime.statistics import decimal
-from ..specs.errors import Fault, InputError, SpecError, raise_all
+from ..specs.errors import Fault, InputError, SpecError, quoted, raise_all
 from ..specs.manifest import Decimal, Evidence
 from ._course import Course, work_of
 from ._templates import TEMPLATES, Text, fill, template_faults
@@ -225,13 +225,15 @@ class EraseByTraining(Pass):
         for i, concept in enumerate(self.concepts):
             place = f"{self.name}.concepts.{i}"
             if any(names.count(name.casefold()) > 1 for name in concept.names):
-                yield Fault("E_ERASE_TWICE", f"`{concept.name}` or a synonym is erased twice", place)
+                yield Fault("E_ERASE_TWICE", f"{quoted(concept.name)} or a synonym is erased twice", place)
             if concept.towards.casefold() in names:
-                message = f"`{concept.name}` is led towards `{concept.towards}`, which is erased"
+                message = f"{quoted(concept.name)} is led towards {quoted(concept.towards)}, which is erased"
                 yield Fault("E_ERASE_GUIDE", message, f"{place}.towards", "name something that stays")
         for i, prompt in enumerate(self.preserve):
             if prompt.casefold() in names:
-                yield Fault("E_ERASE_PRESERVED", f"`{prompt}` is erased as well", f"{self.name}.preserve.{i}")
+                yield Fault(
+                    "E_ERASE_PRESERVED", f"{quoted(prompt)} is erased as well", f"{self.name}.preserve.{i}"
+                )
         if self.start == "linear":
             yield from self._start_faults()
         yield from self._length_faults(pipeline)
@@ -243,7 +245,7 @@ class EraseByTraining(Pass):
             yield Fault("E_ERASE_START", message, place, hint)
         for concept in self.concepts:
             if not concept.towards:
-                message = f"the closed form has nothing to lead `{concept.name}` to"
+                message = f"the closed form has nothing to lead {quoted(concept.name)} to"
                 yield Fault("E_ERASE_START", message, place, f"give it `towards`, or {hint}")
 
     def _length_faults(self, pipeline: Pipeline) -> Iterator[Fault]:
@@ -253,7 +255,9 @@ class EraseByTraining(Pass):
             tokenizer = load_tokenizer(folder)
             for prompt in self._filled(texts):
                 if cut := tokenizer.spelling(prompt).cut:
-                    message = f"`{prompt}` is {cut} tokens longer than the {tokenizer.length} that are read"
+                    message = (
+                        f"{quoted(prompt)} is {cut} tokens longer than the {tokenizer.length} that are read"
+                    )
                     hint = "shorten the concept or the template"
                     yield Fault("E_ERASE_TOKENS", message, self.name, hint)
 

@@ -16,7 +16,7 @@ from ..compiler.contract import Observer, Pass, Stage
 from ..compiler.ir import Itself, Pipeline
 from ..compiler.tensors import Array, ByRows, Edited, Tensor, row_blocks, widen
 from ..runtime.statistics import decimal
-from ..specs.errors import Fault, InputError, RetouchError, raise_all
+from ..specs.errors import Fault, InputError, RetouchError, quoted, raise_all
 from ..specs.fields import AdapterFile
 from ..specs.manifest import Decimal, Evidence
 
@@ -77,7 +77,7 @@ class Adapter:
         unknown = sorted(set(by_name) - set(text))
         if unknown:
             hint = f"there are: {', '.join(text)}"
-            message = f"`text_encoder_weight`: the model has no text encoder `{unknown[0]}`"
+            message = f"`text_encoder_weight`: the model has no text encoder {quoted(unknown[0])}"
             raise InputError(Fault("E_ADAPTER_WEIGHT", message, self.path.text, hint))
         own = {name: weight for name, weight in by_name.items() if weight is not None}
         return {name: own.get(name, self.weight) for name in pipeline.components}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from ..specs.errors import Fault, RetouchError, UndecidedError
+from ..specs.errors import Fault, RetouchError, UndecidedError, quoted
 from .console import print_faults
 
 HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ class Verbs(click.Group):
         known = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in known:
             near = get_close_matches(args[0], known, n=1)
-            ctx.fail(f"no verb `{args[0]}`" + (f", did you mean `{near[0]}`?" if near else ""))
+            ctx.fail(f"no verb {quoted(args[0])}" + (f", did you mean `{near[0]}`?" if near else ""))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
-from ..specs.errors import Fault, InputError
+from ..specs.errors import Fault, InputError, quoted
 from .sessions import Placement, Session, load_session
 
 CONCEPT = "concept"
@@ -86,7 +86,9 @@ class Judge:
         if label not in self.labels:
             near = get_close_matches(label, self.labels, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "choose a judge that knows the concept"
-            raise InputError(Fault("E_JUDGE_LABEL", f"judge {self.name} has no label `{label}`", hint=hint))
+            raise InputError(
+                Fault("E_JUDGE_LABEL", f"judge {self.name} has no label {quoted(label)}", hint=hint)
+            )
         return self.logits(images).argmax(axis=1) == self.labels.index(label)
 
     def features(self, images: Images) -> NDArray[np.float32]:

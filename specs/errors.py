@@ -14,6 +14,8 @@ together are raised together, as the lines of one error.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+LONGEST_QUOTE = 60  # characters
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -74,6 +76,21 @@ class UndecidedError(RetouchError):
     """The question cannot be answered here: something is missing, too new or too dear."""
 
     exit_code = 4
+
+
+def quoted(text: object) -> str:
+    """Return what somebody wrote as a message quotes it: its beginning, where it is long.
+
+    >>> quoted("a cat"), len(quoted("a cat " * 1000))
+    ('`a cat`', 62)
+    """
+    return f"`{shortened(text)}`"
+
+
+def shortened(text: object) -> str:
+    """Return a text, or its beginning where it is long."""
+    shown = str(text)
+    return shown if len(shown) <= LONGEST_QUOTE else shown[: LONGEST_QUOTE - 3] + "..."
 
 
 def collected(checks: Iterable[Callable[[], object]]) -> list[Fault]:

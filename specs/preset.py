@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from .errors import Fault, SpecError
+from .errors import Fault, SpecError, quoted
 from .schema import STRICT
 from .strict_yaml import parse, read_bytes
 
@@ -52,7 +52,7 @@ def read_preset(name: str) -> Preset:
     if name not in preset_names():
         near = get_close_matches(name, preset_names(), n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(preset_names())}"
-        raise SpecError(Fault("E_UNKNOWN_NAME", f"no preset `{name}`", hint=hint))
+        raise SpecError(Fault("E_UNKNOWN_NAME", f"no preset {quoted(name)}", hint=hint))
     file = FOLDER / f"{name}.yaml"
     value = parse(read_bytes(file), str(file)).value
     return TypeAdapter(Preset).validate_json(json.dumps(value))

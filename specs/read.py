@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .errors import RetouchError
+from .errors import RetouchError, quoted
 from .schema import SCHEMA, Draft, Head, Spec
 from .strict_yaml import Finding, Key, Text, dump, parse, read_bytes, spec_error
 
@@ -199,11 +199,15 @@ class _Complaint:
         line = text.line_of(key)
         kind_of_error = self.details["type"]
         if kind_of_error in _MISSING:
-            return Finding(line, key[:-1], "E_MISSING", f"`{key[-1]}` is missing")
+            return Finding(line, key[:-1], "E_MISSING", f"{quoted(key[-1])} is missing")
         if kind_of_error in _UNKNOWN:
             names = _names_at(kind, self.inner[:-1])
             return Finding(
-                line, key[:-1], "E_UNKNOWN_KEY", f"unknown key `{key[-1]}`", _nearest(str(key[-1]), names)
+                line,
+                key[:-1],
+                "E_UNKNOWN_KEY",
+                f"unknown key {quoted(key[-1])}",
+                _nearest(str(key[-1]), names),
             )
         if self.expected:
             what = f"found {_show(self.found)}, expected {' or '.join(self.expected)}"
@@ -265,7 +269,7 @@ def _show(value: Any) -> str:
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     shown = json.dumps(value, ensure_ascii=False)
-    return f"`{shown if len(shown) <= 60 else shown[:57] + '...'}`"
+    return quoted(shown)
 
 
 def _type_hint(found: Any, expected: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from yaml.composer import ComposerError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import Reader
 
-from .errors import Fault, SpecError
+from .errors import Fault, SpecError, quoted, shortened
 
 Key = tuple[str | int, ...]
 
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
     def fault(self, file: str) -> Fault:
         """Return the fault as `file:line: key: what`."""
-        key = ".".join(map(str, self.key))
+        key = ".".join(map(shortened, self.key))
         return Fault(self.code, f"{key}: {self.what}" if key else self.what, f"{file}:{self.line}", self.hint)
 
 
@@ -183,7 +183,7 @@ class _Loader(yaml.SafeLoader):
             )
             event.anchor = None
         if event.tag is not None:
-            self._refuse(line, "E_YAML_TAG", f"tag `{event.tag}`", "put quotes around a text")
+            self._refuse(line, "E_YAML_TAG", f"tag {quoted(event.tag)}", "put quotes around a text")
             event.tag = None
         return self._nested(parent, index, event.start_mark)
 
@@ -223,7 +223,7 @@ class _Values:
                 continue
             inner, line = (*key, name), name_node.start_mark.line + 1
             if name in values:
-                what = f"key `{name}` is already on line {self.lines[inner]}"
+                what = f"key {quoted(name)} is already on line {self.lines[inner]}"
                 self._find(line, inner, "E_YAML_DUPLICATE_KEY", what, "keep one of the two")
                 continue
             self.lines[inner] = line
@@ -241,7 +241,7 @@ class _Values:
             return None
         name = self._scalar(node, key)
         if not isinstance(name, str):
-            self._find(line, key, "E_YAML_KEY", f"key `{node.value}` is no text", "put it in quotes")
+            self._find(line, key, "E_YAML_KEY", f"key {quoted(node.value)} is no text", "put it in quotes")
             return None
         return name
 
@@ -252,7 +252,7 @@ class _Values:
             return node.value
         value = plain(node.value)
         if value is TOO_LARGE:
-            what = f"number `{node.value[:40]}` is too large"
+            what = f"number {quoted(node.value)} is too large"
             self._find(line, key, "E_YAML_NUMBER", what, f"whole numbers end at {MOST_WHOLE}")
         return value
 

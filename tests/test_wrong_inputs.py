@@ -104,6 +104,33 @@ def test_a_wrong_spec_is_refused_by_plan_and_build_alike(
     assert (sorted(inputs.rglob("*")), [*tmp_path.iterdir()]) == (there, [])
 
 
+LONG = "very " * 90 + "cat"  # of the 500 characters that a concept may have
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        erasing(LONG),
+        erasing(LONG, f", preserve: [{LONG}]"),
+        erasing("a cat", f", templates: [{LONG}]"),
+        spec(f"erase_by_training: {{concepts: [{{name: {LONG}}}, {{name: {LONG}}}]}}"),
+        spec(f"debias_concepts: {{concepts: [{LONG}, {LONG}], attributes: {{a: {{b: {LONG}, c: d}}}}}}"),
+        spec(f"bake_guidance: {{{LONG.replace(' ', '_')}: 1}}"),
+        spec(f"bake_guidance: {{scale: {LONG}}}"),
+        spec(f"{LONG.replace(' ', '_')}: {{}}"),
+        spec(rest=f"sampling: {{sampler: {LONG}}}\n"),
+        merging("good.safetensors", f", blocks: {{'{LONG}': 1}}"),
+    ],
+)
+def test_long_texts_are_not_quoted_whole(inputs: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (inputs / "edit.yaml").write_text(text)
+    assert main(["plan", str(inputs / "edit.yaml"), "--json"]) == 2
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert faults
+    assert max(len(fault["message"]) for fault in faults) < 250
+    assert any("..." in fault["message"] for fault in faults)
+
+
 @pytest.mark.parametrize(
     ("output", "options", "told"),
     [

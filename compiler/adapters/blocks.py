@@ -12,7 +12,7 @@ takes 1, so here it is refused.
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 
-from ...specs.errors import Fault, InputError, raise_all
+from ...specs.errors import Fault, InputError, quoted, raise_all
 from ..ir import Pipeline
 from .spellings import Place, places_of
 
@@ -64,7 +64,9 @@ SIDES: Mapping[str, str] = {"input_blocks": "IN", "output_blocks": "OUT"}
 def _by_pattern(blocks: Mapping[str, float], places: Collection[Place], where: str) -> dict[Place, float]:
     hint = f"it changes {len(places)} modules, such as `{min(map(str, places))}`" if places else ""
     faults = [
-        Fault("E_ADAPTER_BLOCKS", f"`{pattern}` matches no module that the adapter changes", where, hint)
+        Fault(
+            "E_ADAPTER_BLOCKS", f"{quoted(pattern)} matches no module that the adapter changes", where, hint
+        )
         for pattern in sorted(blocks)
         if not any(_matches(pattern, place) for place in places)
     ]
@@ -73,7 +75,7 @@ def _by_pattern(blocks: Mapping[str, float], places: Collection[Place], where: s
         fitting = [pattern for pattern in sorted(blocks) if _matches(pattern, place)]
         longest = [pattern for pattern in fitting if len(pattern) == max(map(len, fitting))]
         if len({blocks[pattern] for pattern in longest}) > 1:
-            said = " and ".join(f"`{pattern}`" for pattern in longest)
+            said = " and ".join(map(quoted, longest))
             faults.append(Fault("E_ADAPTER_BLOCKS", f"{said} give {place} different factors", where))
         found[place] = blocks[longest[0]] if longest else 1.0
     raise_all(InputError, faults)

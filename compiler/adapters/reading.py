@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...specs.errors import Fault, InputError, raise_all
+from ...specs.errors import Fault, InputError, quoted, raise_all
 from ..headers import Header, read_header
 from ..ir import Pipeline
 from ..tensors import Array, Stored, Tensor, is_finite, widen
@@ -94,7 +94,7 @@ def read_adapter(
     """
     header = read_header(file)
     if component is not None and component not in pipeline.components:
-        message = f"`component`: the model has no part `{component}`"
+        message = f"`component`: the model has no part {quoted(component)}"
         hint = f"there are: {', '.join(sorted(pipeline.components))}"
         raise InputError(Fault("E_ADAPTER_COMPONENT", message, str(file), hint))
     found = _grouped(header, table_of(pipeline, component))

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from ...runtime.artefact import open_artefact
 from ...runtime.console import json_option, print_result, reporter
 from ...specs.canonical import digest_file
-from ...specs.errors import Fault, SpecError
+from ...specs.errors import Fault, SpecError, quoted
 from ...specs.manifest import Evidence, Manifest
 from ...specs.probes import ProbeReport
 from ..contract import Erasure
@@ -159,7 +159,7 @@ def _probes(chosen: str | None, efforts: Iterable[str]) -> list[Probe]:
         place, text = _pair(entry, "--effort")
         name, _, key = place.partition(".")
         if name not in blocks:
-            raise SpecError(Fault("E_USAGE", f"`{name}` is not among the probes that run", "--effort"))
+            raise SpecError(Fault("E_USAGE", f"{quoted(name)} is not among the probes that run", "--effort"))
         blocks[name][key] = text
     return [_make(name, block) for name, block in blocks.items()]
 
@@ -179,7 +179,7 @@ def _make(name: str, block: dict[str, Any]) -> Probe:
 def _pair(entry: str, option: str) -> tuple[str, str]:
     left, equals, right = entry.partition("=")
     if not equals or not left or not right:
-        raise SpecError(Fault("E_USAGE", f"`{entry}` has no `=` between two words", option))
+        raise SpecError(Fault("E_USAGE", f"{quoted(entry)} has no `=` between two words", option))
     return left, right
 
 
@@ -205,8 +205,8 @@ def _erasures(plan: Plan | None, concepts: Sequence[str]) -> list[Erasure]:
     known = {} if plan is None else {erasure.name: erasure for erasure in plan.erased}
     missing = [name for name in concepts if plan is not None and name not in known]
     if missing or not (known or concepts):
-        listed = ", ".join(f"`{name}`" for name in known) or "nothing"
-        message = f"`{missing[0]}` was not erased" if missing else "no concept was erased"
+        listed = ", ".join(map(quoted, known)) or "nothing"
+        message = f"{quoted(missing[0])} was not erased" if missing else "no concept was erased"
         raise SpecError(Fault("E_PROBE_CONCEPT", message, "--concept", f"the spec erases {listed}"))
     return [known.get(name, Erasure((name,), "")) for name in (concepts or known)]
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ...runtime.judges import Judge
 from ...runtime.sessions import Placement
-from ...specs.errors import Fault, UndecidedError
+from ...specs.errors import Fault, UndecidedError, quoted
 from ...specs.fields import DEMO, InputFile
 from ...specs.manifest import InputRole
 
@@ -63,7 +63,7 @@ def label_of(prompt: str, judge: Judge) -> str:
     if wanted in judge.labels:
         return wanted
     hint = f"it knows {len(judge.labels)} labels, such as {', '.join(judge.labels[:4])}; name another judge"
-    raise UndecidedError(Fault("E_JUDGE_LABEL", f"the judge knows no `{wanted}`", judge.name, hint))
+    raise UndecidedError(Fault("E_JUDGE_LABEL", f"the judge knows no {quoted(wanted)}", judge.name, hint))
 
 
 def answer_faults(judge: Judge, question: str, answers: Iterable[str]) -> Iterator[Fault]:
@@ -72,7 +72,7 @@ def answer_faults(judge: Judge, question: str, answers: Iterable[str]) -> Iterat
     hint = f"it tells apart {', '.join(known)}" if known else "name a judge that does"
     for answer in answers:
         if answer not in known:
-            message = f"the judge has no answer `{answer}` to `{question}`"
+            message = f"the judge has no answer {quoted(answer)} to {quoted(question)}"
             yield Fault("E_JUDGE_LABEL", message, judge.name, hint)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...specs.errors import Fault, SpecError
+from ...specs.errors import Fault, SpecError, quoted
 from ..families.published import published_folder, published_models
 from ..ir import Pipeline
 from ..load import BUILT_IN_MODELS, pipeline_of
@@ -36,7 +36,7 @@ def config_folder(model: str) -> Path:
         return Path(model)
     known = ", ".join([*BUILT_IN_MODELS, *SHORT, *published_models()])
     hint = f"give a folder that holds {INDEX}, or one of: {known}"
-    raise SpecError(Fault("E_MODEL", f"`{model}` is no model whose configs are known", hint=hint))
+    raise SpecError(Fault("E_MODEL", f"{quoted(model)} is no model whose configs are known", hint=hint))
 
 
 def config_pipeline(folder: Path) -> Pipeline:

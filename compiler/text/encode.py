@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...specs.canonical import digest_of
-from ...specs.errors import Fault, InputError, raise_all
+from ...specs.errors import Fault, InputError, quoted, raise_all
 from ..cache import default_cache
 from ..digests import feed
 from ..environment import environment
@@ -188,7 +188,9 @@ def _spelling_faults(tokenizers: Sequence[SourceTokenizer], prompts: Sequence[st
     for prompt in prompts:
         lengths = [len(tokenizer.spelling(prompt).ids) for tokenizer in tokenizers]
         if len(set(lengths)) > 1:
-            message = f"`{prompt}` is {' or '.join(map(str, lengths))} tokens, as the tokenizers spell it"
+            message = (
+                f"{quoted(prompt)} is {' or '.join(map(str, lengths))} tokens, as the tokenizers spell it"
+            )
             yield Fault("E_TOKENIZER", message, hint="both text encoders must read the same positions")
 
 
