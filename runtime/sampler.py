@@ -55,18 +55,24 @@ class Sampler:
 
     @classmethod
     def open(
-        cls, artefact: Artefact, placement: Placement | None = None, size: Size | None = None
+        cls,
+        artefact: Artefact,
+        placement: Placement | None = None,
+        size: Size | None = None,
+        images: int = 1,
     ) -> "Sampler":
         """Load the graphs of an artefact: those for images of `size`, where it has some.
 
+        `images` is how many will be drawn in one call; memory is asked for as many as are drawn at once.
+
         Raises:
             SpecError: its model does not draw from text alone.
+            UndecidedError: not even the first layers' values of these images fit into memory.
             Error: what `open_session` raises.
         """
         _check_task(artefact.table)
-        network = _network(artefact)
-        if size is not None and (placement or Placement()).device in ON_HOST:
-            network.check_memory(size[0] * size[1] // artefact.table.latent.downscale**2)
+        if (placement or Placement()).device in ON_HOST:
+            _check_memory(artefact, size, min(images, BATCH))
         denoise_inputs = ["sample", "timestep", "encoder_hidden_states", *_added_inputs(artefact.table)]
         combine_inputs = ["unconditional", "conditional", "guidance_weight"]
         return cls(
@@ -75,7 +81,7 @@ class Sampler:
             denoiser=open_session(artefact, DENOISER, denoise_inputs, ["out_sample"], placement, size),
             combine=open_session(artefact, "unet/combine.onnx", combine_inputs, ["guided"], placement),
             decoder=open_session(artefact, DECODER, ["latent_sample"], ["sample"], placement, size),
-            multiple=network.multiple,
+            multiple=_network(artefact, DENOISER).multiple,
             sizes=sizes_beside(artefact, DENOISER),
         )
 
@@ -284,7 +290,7 @@ def _check_task(table: SamplingTable) -> None:
 
 @dataclass(frozen=True)
 class Network:
-    """What a denoiser's config says of its blocks: the channels of each, in order."""
+    """What the config of a denoiser or a decoder says of its blocks: the channels of each, in order."""
 
     channels: Sequence[int] = (0,)
 
@@ -293,20 +299,36 @@ class Network:
         """What rows and columns of a latent are multiples of: they are halved between two blocks."""
         return 2 ** (len(self.channels) - 1)
 
-    def check_memory(self, cells: int) -> None:
-        """Refuse images of so many cells where even the first block's input and output do not fit.
+    def bytes_of(self, cells: int) -> int:
+        """Return the bytes of a convolution's input and output in the widest block, which sees so many cells.
 
-        Raises:
-            UndecidedError: they take more memory than there is; without this a system may end the process.
+        That is the first one of a denoiser, and the last one of a decoder, whose cells are pixels.
         """
-        needed, free = 2 * cells * self.channels[0] * np.dtype(np.float32).itemsize, available_memory()
-        if needed > free:
-            message = f"more than {needed / 1e9:.0f} GB of memory are needed, {free / 1e9:.0f} GB are free"
-            raise UndecidedError(Fault("E_MEMORY", message, "size", "draw a smaller image"))
+        return 2 * cells * self.channels[0] * np.dtype(np.float32).itemsize
 
 
-def _network(artefact: Artefact) -> Network:
-    file = str(PurePosixPath(DENOISER).with_name("config.json"))
+def _check_memory(artefact: Artefact, size: Size | None, images: int) -> None:
+    """Refuse so many images at once where not even the values of one layer fit.
+
+    Raises:
+        UndecidedError: they take more memory than there is; without this a system may end the process.
+    """
+    table = artefact.table
+    scale = table.latent.downscale
+    pixels = size[0] * size[1] if size else table.latent.height * table.latent.width * scale**2
+    halves = 1 + any(step.guided for step in table.steps)
+    denoised = halves * images * _network(artefact, DENOISER).bytes_of(pixels // scale**2)
+    needed = max(denoised, images * _network(artefact, DECODER).bytes_of(pixels))
+    free = available_memory()
+    if needed > free:
+        many = f" for {images} images at once" if images > 1 else ""
+        message = f"more than {needed / 1e9:.1f} GB of memory are needed{many}, {free / 1e9:.1f} GB are free"
+        hint = "draw smaller images, or fewer in one call" if images > 1 else "draw a smaller image"
+        raise UndecidedError(Fault("E_MEMORY", message, "size", hint))
+
+
+def _network(artefact: Artefact, graph: str) -> Network:
+    file = str(PurePosixPath(graph).with_name("config.json"))
     config = json.loads(artefact.read(file)) if file in artefact else {}
     blocks = config.get("block_out_channels") if isinstance(config, dict) else None
     if isinstance(blocks, list) and 0 < len(blocks) < 10 and all(isinstance(n, int) for n in blocks):

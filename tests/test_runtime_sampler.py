@@ -1,5 +1,6 @@
 """The loop over the table computes what the table's formulas say, and no more than it must."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from runtime_artefact import (
     some_steps,
 )
 
+from retouch.runtime import sampler as sampler_module
 from retouch.runtime.artefact import open_artefact
 from retouch.runtime.noise import normal
 from retouch.runtime.sampler import Sampler
@@ -200,6 +202,23 @@ def test_the_graph_of_a_size_is_chosen_and_the_sizes_there_are_are_told(tmp_path
         np.testing.assert_array_equal(drawn, Sampler.open(free).draw(["a cat"], [1], size=size))
     with pytest.raises(SpecError, match=r"12 x 8 pixels.*\n.*there are: 8x8, 8x12, 16x8"):
         Sampler.open(artefact, size=(12, 8)).draw(["a cat"], [1], size=(12, 8))
+
+
+def test_memory_is_asked_for_as_many_images_as_are_drawn_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = open_artefact(make_artefact(tmp_path / "artefact", Recipe(steps=some_steps())))
+    network = json.loads(artefact.read("unet/config.json"))
+    halves = 1 + any(step.guided for step in artefact.table.steps)
+    of_one = 2 * 4 * halves * CELLS**2 * network["block_out_channels"][0]
+    monkeypatch.setattr(sampler_module, "available_memory", lambda: 2 * of_one)
+    for images in (1, 2):
+        Sampler.open(artefact, images=images)
+    for images, at_once in ((3, 3), (1000, 8)):
+        with pytest.raises(UndecidedError, match=f"for {at_once} images at once"):
+            Sampler.open(artefact, images=images)
+    with pytest.raises(UndecidedError, match="draw a smaller image"):
+        Sampler.open(artefact, size=(4 * CELLS * DOWNSCALE, CELLS * DOWNSCALE))
 
 
 def test_a_decoder_of_another_size_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:

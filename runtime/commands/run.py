@@ -98,8 +98,8 @@ def command(
     check_device(device)
     artefact = open_artefact(folder)
     drawn_from = _target(artefact, device, target)
-    sampler = Sampler.open(drawn_from, placement, pixels_asked)
     images = _images(prompts, seed, count, output)
+    sampler = Sampler.open(drawn_from, placement, pixels_asked, len(images))
     cut = _warn_about_cuts(sampler, prompts)
     if not artefact.manifest.passed:
         warn(f"{folder}: its evidence failed, see `retouch verify`")
