@@ -224,7 +224,7 @@ def as_used(case: Case) -> dict[str, Any]:
             with judging:
                 for observer in observers:
                     if name in observer.names:
-                        observer.see(name, pipeline.tensors[name].read(), written)
+                        observer.add(observer.see(name, pipeline.tensors[name].read(), written))
     with judging:
         claims = [claim for observer in observers for claim in observer.evidence()]
         claims += edit.statements(pipeline, after)

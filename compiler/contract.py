@@ -60,14 +60,17 @@ class Balancing:
 class Observer(Protocol):
     """Judges a claim on the tensors as they were written, while they stream past.
 
-    One observer lives for one written target. `names` are the tensors that it asks for; `see` gets
-    each of them once, in any order, as the pass found it and as it was written (on-disk orientation).
+    One observer lives for one written target. `names` are the tensors that it asks for; `see` gets each of
+    them once, as the pass found it and as it was written (on-disk orientation), and returns what it tells:
+    several are looked at side by side, so it changes nothing. `add` takes that in, in the order of the file.
     """
 
     @property
     def names(self) -> frozenset[str]: ...
 
-    def see(self, name: str, before: Array, written: Array) -> None: ...
+    def see(self, name: str, before: Array, written: Array) -> Any: ...
+
+    def add(self, told: Any) -> None: ...
 
     def evidence(self) -> list[Evidence]: ...
 

@@ -231,8 +231,10 @@ def _is_finite(array: Array) -> bool:
     if array.dtype.itemsize != 2:
         return bool(np.isfinite(array).all())
     # Both 16-bit types order their bits as whole numbers, infinity and NaN last; NumPy has no fast path.
-    infinity = np.array(np.inf, array.dtype).view(np.uint16)
-    return bool((array.view(np.uint16) & 0x7FFF).max(initial=0) < infinity)
+    # Read with a sign, positive ones come last; read without, negative ones do.
+    positive, negative = np.array([np.inf, -np.inf], array.dtype)
+    largest, last = array.view(np.int16).max(initial=0), array.view(np.uint16).max(initial=0)
+    return bool(largest < positive.view(np.int16) and last < negative.view(np.uint16))
 
 
 def authors(tensor: Tensor) -> tuple[str, ...]:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from io import RawIOBase
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..specs.canonical import merkle_root
 from ..specs.errors import Fault, InputError, raise_all
 from ..specs.manifest import ComponentRecord, Evidence
+from .contract import Observer
 from .emit import Job, Watch
 from .evidence.rounding import rounded_up
 from .graphs.packing import packed_bytes
@@ -31,7 +33,7 @@ from .threads import single_threaded
 # Tensors that are computed at a time. More would only wait for the disk.
 WORKERS = min(4, os.cpu_count() or 1)
 # Bytes that may be computed ahead: a larger matrix goes alone, of small ones there may be a few dozen.
-AHEAD = 16 << 20
+AHEAD = 32 << 20
 BEHIND = 8 << 20  # bytes that may wait to be written
 # Bytes after which the disk is told to begin: a build ends with less to flush.
 FLUSHED = 256 << 20
@@ -52,16 +54,20 @@ class Entry:
     block: int = 0
 
 
+# What a tensor told each observer that asked for it.
+Told = list[tuple[Observer, Any]]
+
+
 @dataclass(frozen=True)
 class Computed:
-    """One tensor as it goes to the file: `data` as written, `values` as they count in the source's layout.
+    """One tensor as it goes to the file.
 
-    `values` are kept only where an observer asks for them. `loss` is how far packing moved the values,
+    `told` is what it tells the observers that ask for it. `loss` is how far packing moved the values,
     ||written - given|| / ||given||.
     """
 
     entry: Entry
-    values: Array | None
+    told: Told
     data: Array
     sha256: str
     changed: bool
@@ -99,8 +105,7 @@ class WritePass:
             for step in self._steps(entries):
                 if isinstance(step, Computed):
                     output.put(_bytes(step.data).data)
-                    if step.values is not None:
-                        self._show(step.entry.name, step.values)
+                    _add(step.told)
                     leaves.append((step.entry.name, step.sha256))
                     changed += [step.entry.name] if step.changed else []
                     self._keep_loss(component, step)
@@ -122,9 +127,7 @@ class WritePass:
         """Show observers tensors that another target of the build has written alike."""
         for entry in entries:
             if self._is_asked(entry.name):
-                values = self._compute(entry).values
-                assert values is not None
-                self._show(entry.name, values)
+                _add(self._compute(entry, self._take(entry.name)).told)
 
     def finish(self) -> None:
         """Show what observers asked for and no graph holds, such as a buffer of a text encoder.
@@ -142,8 +145,8 @@ class WritePass:
             ],
         )
         for name in asked:
-            if name not in self._shown:
-                self._show(name, self.pipeline.tensors[name].read())
+            if self._is_asked(name):
+                _add(self._tell(self._take(name), name, self.pipeline.tensors[name].read()))
 
     def rounding(self, label: str = "") -> list[Evidence]:
         """Return how far 8-bit packing moved the worst tensor of each component."""
@@ -161,7 +164,8 @@ class WritePass:
                 size = 0 if untouched else _size(entry)
                 while ahead and (sum(taken for taken, _ in ahead) + size > AHEAD or len(ahead) > 64):
                     yield _done(ahead.popleft()[1])
-                ahead.append((size, entry if untouched else pool.submit(self._compute, entry)))
+                asking = self._take(entry.name)
+                ahead.append((size, entry if untouched else pool.submit(self._compute, entry, asking)))
             while ahead:
                 yield _done(ahead.popleft()[1])
 
@@ -174,7 +178,14 @@ class WritePass:
     def _is_asked(self, name: str) -> bool:
         return name in self._asking and name not in self._shown
 
-    def _compute(self, entry: Entry) -> Computed:
+    def _take(self, name: str) -> Sequence[Watch]:
+        """Return who asks for a tensor, once."""
+        if not self._is_asked(name):
+            return ()
+        self._shown.add(name)
+        return self._asking[name]
+
+    def _compute(self, entry: Entry, asking: Sequence[Watch]) -> Computed:
         given = entry.tensor.read()
         loss = None
         if entry.block:
@@ -186,8 +197,7 @@ class WritePass:
             data = transposed(values) if entry.transposed else values
         digest = hashlib.sha256(_bytes(data).data).hexdigest()
         changed = self._changed(entry, values, data)
-        shown = values if self._is_asked(entry.name) else None
-        return Computed(entry, shown, data, digest, changed, loss)
+        return Computed(entry, self._tell(asking, entry.name, values), data, digest, changed, loss)
 
     def _changed(self, entry: Entry, values: Array, data: Array) -> bool:
         """Whether the tensor as written differs from the source's, written alike."""
@@ -206,15 +216,14 @@ class WritePass:
             for piece in row_blocks(after.shape)
         )
 
-    def _show(self, name: str, values: Array) -> None:
-        """Show a tensor to the observers that ask for it; one that a pass added had no elements before."""
-        if name in self._shown:
-            return
-        self._shown.add(name)
-        for watch in self._asking.get(name, ()):
+    def _tell(self, asking: Sequence[Watch], name: str, values: Array) -> Told:
+        """Show observers a tensor in the source's layout; one that a pass added had no elements before."""
+        told = []
+        for watch in asking:
             before = watch.before.tensors.get(name)
             found = np.empty(0, values.dtype) if before is None else before.read()
-            watch.observer.see(name, found, values)
+            told.append((watch.observer, watch.observer.see(name, found, values)))
+        return told
 
     def _keep_loss(self, component: str, computed: Computed) -> None:
         if computed.loss is not None:
@@ -286,6 +295,11 @@ class _Output:
                 own.update(data)
                 self.put(data)
         return own.hexdigest()
+
+
+def _add(told: Told) -> None:
+    for observer, found in told:
+        observer.add(found)
 
 
 def _refuse_broken(name: str, values: Array) -> None:

@@ -203,6 +203,16 @@ def independent(rows: Floats, share: float = 1e-6) -> Floats:
     return directions[values > share * values[0]]
 
 
+@dataclass(frozen=True)
+class Products:
+    """What one matrix adds to `Grams`: W^T W, W^T E, E^T E and ||W||^2."""
+
+    found: NDArray[Any]
+    cross: NDArray[Any]
+    change: NDArray[Any]
+    square: float
+
+
 @dataclass
 class Grams:
     """Sums over all rewritten matrices, enough to say how far any text state moved in their outputs.
@@ -210,30 +220,48 @@ class Grams:
     With W as found, V as written and E = V - W, ||V a - W b||^2 summed over the matrices is
     (a - b)^T WW (a - b) + 2 (a - b)^T WE a + a^T EE a: three [D, D] sums, whatever the number of prompts,
     and nothing cancels where V is close to W.
+
+    With a `basis` [k, D] of orthonormal rows all sums are [k, k] and say the same of text states in its span,
+    which are then given by their `coordinates`.
     """
 
     width: int
+    basis: Floats | None = None
     found: Floats = field(init=False)
     cross: Floats = field(init=False)
     change: Floats = field(init=False)
+    square: float = field(default=0.0, init=False)  # ||W||^2 over all matrices as found
 
     def __post_init__(self) -> None:
-        self.found, self.cross, self.change = (np.zeros((self.width, self.width)) for _ in range(3))
+        size = self.width if self.basis is None else len(self.basis)
+        self.found, self.cross, self.change = (np.zeros((size, size)) for _ in range(3))
 
     @classmethod
     def of(cls, found: Floats, change: Change) -> "Grams":
         """Return the sums for one map, V = W A, from sum W^T W alone."""
         grams = cls(len(found))
-        grams.found, grams.cross = found, found @ change.dense
+        grams.found, grams.cross, grams.square = found, found @ change.dense, float(np.trace(found))
         grams.change = change.dense.T @ grams.cross
         return grams
 
-    def add(self, found: NDArray[Any], written: NDArray[Any]) -> None:
-        """Add one matrix [out, D], as found and as written; products are taken in its type."""
-        change = written - found
-        self.found += found.T @ found
-        self.cross += found.T @ change
-        self.change += change.T @ change
+    def of_matrix(self, found: NDArray[Any], written: NDArray[Any]) -> "Products":
+        """Return what one matrix [out, D], as found and as written, adds; products are taken in its type."""
+        square, change = float(np.sum(np.square(found, dtype=np.float64))), written - found
+        if self.basis is not None:
+            basis = self.basis.T.astype(found.dtype)
+            found, change = found @ basis, change @ basis
+        return Products(found.T @ found, found.T @ change, change.T @ change, square)
+
+    def add(self, products: "Products") -> None:
+        """Add one matrix."""
+        self.found += products.found
+        self.cross += products.cross
+        self.change += products.change
+        self.square += products.square
+
+    def coordinates(self, states: Floats) -> Floats:
+        """Return what stands for text states [N, D]: [N, k], or the states where there is no basis."""
+        return states if self.basis is None else states @ self.basis.T
 
     def squares(self, written: Floats, found: Floats) -> Floats:
         """Return ||V a - W b||^2 over all matrices for each row a of `written`, b of `found`; [N]."""
@@ -254,6 +282,7 @@ class Grams:
         step = written - found
         grams = Grams(self.width)
         grams.found = found.T @ self.found @ found
+        grams.square = float(np.trace(grams.found))
         grams.cross = found.T @ (self.found @ step + self.cross @ written)
         mixed = step.T @ self.cross @ written
         grams.change = step.T @ self.found @ step + mixed + mixed.T + written.T @ self.change @ written
@@ -268,9 +297,9 @@ class Grams:
         """Return Q [D, D]: Q c comes closest to the outputs of c before the edit, at a small norm.
 
         min over c' of sum ||V c' - W c||^2 + reg ||c'||^2; `ridge` is reg as a fraction of the mean
-        eigenvalue of sum W^T W.
+        eigenvalue of sum W^T W. With a basis c' is looked for in its span.
         """
-        regular = ridge * float(np.trace(self.found)) / self.width * np.eye(self.width)
+        regular = ridge * self.square / self.width * np.eye(len(self.found))
         return np.linalg.solve(self.written + regular, self.found + self.cross.T)
 
 

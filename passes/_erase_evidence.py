@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,48 @@ class TextEvidence(MatrixSums):
         drift    = ||W' p - W p|| / ||W p||          of preserved p
         revival  = ||c'|| / ||c||                    c' comes closest to W c through W', at a small norm
 
-    Norms run over all rewritten matrices and over the rows that the solver reads.
+    Norms run over all rewritten matrices and over the rows that the solver reads. Where these span less than
+    half of the space, that is all of it that is looked at, the reviving state included.
     """
 
     def __init__(self, erasing: Erasing, reads: Reads) -> None:
-        super().__init__(erasing.pipeline, reads, maps=erasing.edit.output == "text_map")
+        # A map before the matrices leads out of what the rows span.
+        maps = erasing.edit.output == "text_map"
+        super().__init__(erasing.pipeline, reads, maps, basis=lambda: None if maps else self._basis)
         self._erasing = erasing
         self._reads: Reads = reads
+
+    @property
+    def _basis(self) -> Floats | None:
+        return span(_rows(self._erasing, self._reads), self._erasing.widths[self._reads])
 
     def evidence(self) -> list[Evidence]:
         measured = _Measured(self._erasing, self._reads, self.grams)
         return [*measured.erased(), *measured.kept()]
+
+
+def _rows(erasing: Erasing, reads: Reads) -> Iterator[Floats]:
+    """Yield all rows that claims are about."""
+    edit, states = erasing.edit, erasing.states
+    for concept in edit.concepts:
+        for mention in mentions_of((*edit.templates, *edit.held_out), concept.names):
+            yield from states.moved(reads, mention, edit.guides[concept.name])
+    preserved = mentions_of(edit.templates, erasing.preserved)
+    for mention in (*preserved, *erasing.neighbors, *erasing.words):
+        yield states.kept(reads, mention)
+    for caption in erasing.captions:
+        yield states.caption(reads, caption)
+    yield states.empty(reads)
+
+
+def span(rows: Iterable[Floats], width: int) -> Floats | None:
+    """Return orthonormal rows [k, D] that span `rows`, or None where that is half of the space or more."""
+    found: dict[bytes, Floats] = {}
+    for row in chain.from_iterable(rows):
+        found.setdefault(row.tobytes(), row)
+        if 2 * len(found) >= width:
+            return None
+    return np.ascontiguousarray(np.linalg.qr(np.stack(list(found.values()), axis=1))[0].T)
 
 
 @dataclass(frozen=True)
@@ -87,7 +119,8 @@ class _Measured:
         return [{mention.prompt: next(shares) for mention in some} for some in mentions]
 
     def _drifts(self, prompts: Iterable[Floats]) -> list[float]:
-        return _shares(((rows, rows) for rows in prompts), self._drift)
+        looked = map(self.grams.coordinates, prompts)
+        return _shares(((rows, rows) for rows in looked), self._drift)
 
     def _revivals(self) -> Iterator[Evidence]:
         """Yield, for each concept, the smallest norm at which some state comes closest to its old outputs."""
@@ -107,7 +140,8 @@ class _Measured:
         edit = self.erasing.edit
         for concept in edit.concepts:
             for mention in mentions_of(templates, concept.names):
-                yield self.erasing.states.moved(self.reads, mention, edit.guides[concept.name])
+                rows, guides = self.erasing.states.moved(self.reads, mention, edit.guides[concept.name])
+                yield self.grams.coordinates(rows), self.grams.coordinates(guides)
 
     def _residual(self, rows: Floats, guides: Floats) -> tuple[Floats, Floats]:
         return self.grams.squares(rows, guides), self.grams.squares_before(rows - guides)

@@ -226,7 +226,7 @@ class _Layered:
         for _ in range(self._erasing.edit.adversarial_rounds):
             grams = Grams(self._erasing.widths[self._reads])
             for weight in self._erasing.layers(self._reads):
-                grams.add(weight, self._through(weight).edit(weight))
+                grams.add(grams.of_matrix(weight, self._through(weight).edit(weight)))
             adversaries = _adversaries(grams, prompts)
             if not adversaries:
                 break

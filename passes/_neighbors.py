@@ -7,6 +7,7 @@ named after: `an apple` for `the apple logo`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def _closest(
     Closeness is the cosine between token embeddings, with the mean over all words taken off.
     """
     tokenizer, embeddings = tokenizer_of(pipeline), token_embeddings(pipeline)
-    known = [word for word in tokenizer.words() if _is_word(word)][:CANDIDATES]
+    known = list(islice(filter(_is_word, tokenizer.words()), CANDIDATES))
     free, found = _free(known, erased), {word: [] for word in words}
     if not free:
         return found
@@ -94,12 +95,14 @@ def _closest(
 
 def _embedded(tokenizer: SourceTokenizer, embeddings: Array, words: Sequence[str]) -> NDArray[np.float32]:
     """Return the mean over the tokens that spell each word, [N, width]."""
-    rows = np.empty((len(words), embeddings.shape[1]), np.float32)
-    for row, word in zip(rows, words, strict=True):
-        # An id that the encoder has no row for is refused where prompts are encoded.
-        found = widen(embeddings.take(tokenizer.spelling(word).ids[1:-1], axis=0, mode="clip"))
-        found.mean(axis=0, out=row)
-    return rows
+    spelled = tokenizer.ids_of(words)
+    # An id that the encoder has no row for is refused where prompts are encoded.
+    rows = widen(embeddings.take(list(chain.from_iterable(spelled)), axis=0, mode="clip"))
+    if len(rows) > len(words):
+        ends = list(accumulate(map(len, spelled)))
+        parts = (rows[end - len(ids) : end] for ids, end in zip(spelled, ends, strict=True))
+        rows = np.stack([part.mean(axis=0) for part in parts])
+    return rows.astype(np.float32, copy=False)
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:

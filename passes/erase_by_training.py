@@ -290,9 +290,13 @@ class _Outcome:
         self._written: dict[str, Array] = {}
         self.names = frozenset(edit._targets(before))
 
-    def see(self, name: str, before: Array, written: Array) -> None:
+    def see(self, name: str, before: Array, written: Array) -> tuple[str, Array]:
         del before
-        self._written[name] = np.array(written)
+        return name, np.array(written)
+
+    def add(self, told: tuple[str, Array]) -> None:
+        name, written = told
+        self._written[name] = written
 
     def evidence(self) -> list[Evidence]:
         from ._training import outcome

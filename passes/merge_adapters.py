@@ -178,6 +178,17 @@ def _read(
     return tuple(found)
 
 
+@dataclass
+class _Told:
+    """Squared norms of one tensor: each adapter's change, the weight, all changes, what casting lost."""
+
+    of_adapter: dict[str, float]
+    kept: bool
+    weight: float = 0.0
+    delta: float = 0.0
+    lost: float = 0.0
+
+
 class _Deltas:
     """Measures what the adapters changed, and how much of it a narrow type lost.
 
@@ -196,23 +207,33 @@ class _Deltas:
     def names(self) -> frozenset[str]:
         return frozenset(self._shares)
 
-    def see(self, name: str, before: Array, written: Array) -> None:
+    def see(self, name: str, before: Array, written: Array) -> "_Told":
         shares = self._shares[name]
         deltas = [share.delta([widen(part.read()) for part in share.change.parts]) for share in shares]
         kept = name not in self._rewritten
-        self._kept += kept
+        told = _Told(dict.fromkeys((share.adapter for share in shares), 0.0), kept)
         for rows in row_blocks(before.shape):
-            found: NDArray[Any] = widen(before[rows])
             each = [delta(rows) for delta in deltas]
             for share, delta in zip(shares, each, strict=True):
-                self._of_adapter[share.adapter] += _square(delta)
-            total = reduce(np.add, each)
-            self._weight += _square(found)
-            self._delta += _square(total)
+                told.of_adapter[share.adapter] += _square(delta)
+            total, found = reduce(np.add, each), widen(before[rows]).astype(np.float64)
+            told.weight += _square(found)
+            told.delta += _square(total)
             if kept:
-                exact: NDArray[Any] = found + total
-                self._lost += _square(exact - widen(written[rows]))
-                self._wanted += _square(total)
+                found += total
+                found -= widen(written[rows]).astype(np.float64, copy=False)
+                told.lost += _square(found)
+        return told
+
+    def add(self, told: "_Told") -> None:
+        for adapter, square in told.of_adapter.items():
+            self._of_adapter[adapter] += square
+        self._weight += told.weight
+        self._delta += told.delta
+        self._kept += told.kept
+        if told.kept:
+            self._lost += told.lost
+            self._wanted += told.delta
 
     def evidence(self) -> list[Evidence]:
         norms = [(text, _ratio(square, self._weight)) for text, square in self._of_adapter.items()]
@@ -255,8 +276,9 @@ def _sorted_text(value: Any) -> str:
     return repr(sorted(value.items()) if isinstance(value, Mapping) else value)
 
 
-def _square(array: Array) -> float:
-    return float(np.sum(np.square(array, dtype=np.float64)))
+def _square(array: Floats) -> float:
+    flat = array.reshape(-1)
+    return float(flat @ flat)
 
 
 def _ratio(square: float, of: float) -> float:

@@ -85,8 +85,11 @@ class Recorder:
         self.names = frozenset(names)
         self.seen: list[tuple[str, Array, Array]] = []
 
-    def see(self, name: str, before: Array, written: Array) -> None:
-        self.seen.append((name, before.copy(), written.copy()))
+    def see(self, name: str, before: Array, written: Array) -> tuple[str, Array, Array]:
+        return name, before.copy(), written.copy()
+
+    def add(self, told: tuple[str, Array, Array]) -> None:
+        self.seen.append(told)
 
     def evidence(self) -> list[Evidence]:
         return []

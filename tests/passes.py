@@ -104,7 +104,7 @@ def evidence_of(edit: Pass, before: Pipeline, written: Pipeline) -> list[Evidenc
             after = written.tensors[name].read()
             # As in the write pass: a tensor that the pass added had no elements before.
             earlier = before.tensors[name].read() if name in before.tensors else np.empty(0, after.dtype)
-            observer.see(name, earlier, after)
+            observer.add(observer.see(name, earlier, after))
         found += observer.evidence()
     return [*found, *edit.statements(before, written)]
 

@@ -1,5 +1,6 @@
 """Tensors computed block by block are what they are when computed whole, whatever the size of a block."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def _merged() -> tuple[dict[str, bytes], list[str]]:
     (observer,) = edit.observers(before, after)
     written = {name: after.tensors[name].read() for name in changed_tensors(before, after)}
     for name, array in written.items():
-        observer.see(name, before.tensors[name].read(), array.astype(np.float16))
+        observer.add(observer.see(name, before.tensors[name].read(), array.astype(np.float16)))
     return {name: array.tobytes() for name, array in written.items()}, [e.value for e in observer.evidence()]
 
 
@@ -80,3 +81,10 @@ def test_a_matrix_is_transposed_by_strips(shape: tuple[int, int]) -> None:
     result = transposed(matrix)
     np.testing.assert_array_equal(result, matrix.T)
     assert result.flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_16_bit_number_is_told_from_what_is_none(dtype: type) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    finite = np.isfinite(every.astype(np.float32))
+    assert [tensors.is_finite(number) for number in every.reshape(-1, 1)] == finite.tolist()

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from retouch.compiler.families.published import published_folder
 from retouch.compiler.load import load_pipeline
+from retouch.compiler.sources.tokenizers import clip_folder
 from retouch.compiler.tensors import Shared
 from retouch.compiler.text import encode
 from retouch.compiler.text.encode import encode_prompts, tokenizer_of
@@ -218,3 +220,12 @@ def test_the_vocabulary_lists_whole_words() -> None:
     words = tokenizer_of(open_tiny()).words()
     assert {"cat", "logo"} <= set(words)
     assert "log" not in words
+
+
+def test_words_are_text_and_no_bytes_of_other_text() -> None:
+    tokenizer = load_tokenizer(clip_folder(published_folder("stable-diffusion-v1-5") / "tokenizer"))
+    words = tokenizer.words()
+    assert len(words) > 30_000
+    assert tokenizer.ids_of(words[:300]) == [list(tokenizer.spelling(word).ids[1:-1]) for word in words[:300]]
+    # In a byte-level vocabulary `Ã©` is how `é` is written.
+    assert all(word.isascii() for word in words)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from retouch.compiler.text.low_rank import Change
 from retouch.passes._closed_form import Grams, Moments, NullSpace, independent
+from retouch.passes._erase_evidence import span
 
 WIDTH = 24
 SEEDS = st.integers(0, 2**32 - 1)
@@ -193,7 +194,7 @@ def test_distances_from_sums_are_distances(seed: int) -> None:
     change = np.eye(WIDTH) + 0.1 * _rows(seed + 1, WIDTH)[0]
     grams = Grams(WIDTH)
     for weight in (first, second):
-        grams.add(weight, weight @ change)
+        grams.add(grams.of_matrix(weight, weight @ change))
     direct = [np.linalg.norm(weight @ change @ a.T - weight @ b.T) for weight in (first, second)]
     plain = [np.linalg.norm(weight @ (a - b).T) for weight in (first, second)]
     assert grams.squares(a, b).sum() == pytest.approx(np.sum(np.square(direct)), rel=1e-9)
@@ -206,8 +207,8 @@ def test_a_map_before_the_matrices_counts_as_part_of_them(seed: int) -> None:
     weight, written, a, b, *maps = _rows(seed, 9, 9, 3, 3, WIDTH, WIDTH)
     found, mapped = (np.eye(WIDTH) + 0.1 * part for part in maps)
     plain, whole = Grams(WIDTH), Grams(WIDTH)
-    plain.add(weight, written)
-    whole.add(weight @ found, written @ mapped)
+    plain.add(plain.of_matrix(weight, written))
+    whole.add(whole.of_matrix(weight @ found, written @ mapped))
     assert plain.through(found, mapped).squares(a, b) == pytest.approx(whole.squares(a, b), rel=1e-9)
 
 
@@ -217,6 +218,37 @@ def test_small_distances_keep_their_digits_in_single_precision() -> None:
     written = weight + np.float32(1e-4) * np.sign(weight)
     rows = _rows(4, 5)[0] + 30.0
     grams = Grams(WIDTH)
-    grams.add(weight, written)
+    grams.add(grams.of_matrix(weight, written))
     direct = np.linalg.norm((written.astype(float) - weight.astype(float)) @ rows.T)
     assert np.sqrt(grams.squares(rows, rows).sum()) == pytest.approx(direct, rel=1e-4)
+
+
+@given(SEEDS)
+@settings(deadline=None, max_examples=20)
+def test_sums_in_a_basis_say_the_same_of_what_it_spans(seed: int) -> None:
+    weight, written, a, b = _rows(seed, 9, 9, 2, 2)
+    basis = span([a, b], WIDTH)
+    assert basis is not None and basis @ basis.T == pytest.approx(np.eye(len(basis)), abs=1e-12)
+    whole, narrow = Grams(WIDTH), Grams(WIDTH, basis)
+    for grams in (whole, narrow):
+        grams.add(grams.of_matrix(weight, written))
+    one, other = narrow.coordinates(a), narrow.coordinates(b)
+    assert narrow.squares(one, other) == pytest.approx(whole.squares(a, b), rel=1e-9)
+    assert narrow.squares_before(one) == pytest.approx(whole.squares_before(a), rel=1e-9)
+
+
+def test_what_comes_closest_in_a_basis_is_looked_for_there_alone() -> None:
+    weight, written, states = _rows(5, 40, 40, 3)
+    basis = span([states], WIDTH)
+    assert basis is not None
+    narrow = Grams(WIDTH, basis)
+    narrow.add(narrow.of_matrix(weight, written))
+    found = narrow.coordinates(states) @ narrow.adversary(1e-12).T @ basis
+    direct, *_ = np.linalg.lstsq(written @ basis.T, weight @ states.T, rcond=None)
+    assert found == pytest.approx(direct.T @ basis, rel=1e-6)
+
+
+def test_rows_that_span_half_of_the_space_have_no_basis() -> None:
+    (rows,) = _rows(6, WIDTH)
+    assert span([rows[: WIDTH // 2]], WIDTH) is None
+    assert span([rows[:2], rows[:2], rows[1:2]], WIDTH) is not None

@@ -212,7 +212,7 @@ def test_a_narrow_type_is_cast_once_and_its_loss_is_told() -> None:
     (observer,) = edit.observers(before, after)
     for name in sorted(observer.names):
         exact = after.tensors[name].read()
-        observer.see(name, before.tensors[name].read(), exact.astype(np.float16))
+        observer.add(observer.see(name, before.tensors[name].read(), exact.astype(np.float16)))
     (loss,) = [evidence for evidence in observer.evidence() if evidence.claim == "merge.cast_loss"]
     assert 1e-3 < float(loss.value) < 1
     assert loss.count == len(load_file(tiny_folder() / "style.safetensors")) // 2 - 1

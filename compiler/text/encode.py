@@ -15,22 +15,22 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...specs.canonical import digest_of
+from ...specs.canonical import canonical, digest_of
 from ...specs.errors import Fault, InputError, quoted, raise_all
 from ..cache import default_cache
-from ..digests import feed
+from ..digests import feed, remembering
 from ..environment import environment
 from ..families import TextEncoder
 from ..ir import Pipeline
 from ..store import ASIDE, tidy
-from ..tensors import Array, Tensor
+from ..tensors import Array, Stored, Tensor
 from ..threads import single_threaded
 from .text_encoder import Indices, PrefixTree, TextEncoderWeights, TextRows, run_text_encoder
 from .tokenizer import SourceTokenizer, load_tokenizer
@@ -266,10 +266,15 @@ def _key(source: _Source, tree: PrefixTree, ends: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=8)
 def _digest(tensors: tuple[tuple[str, Tensor], ...]) -> str:
-    """Return the SHA-256 of an encoder's tensors, each with its name, type and shape."""
-    digest = hashlib.sha256()
-    feed(digest, sorted(tensors, key=lambda item: item[0]))
-    return digest.hexdigest()
+    """Return a digest of tensors and their names: of a place in a file, or of elements that were edited."""
+    hasher, known = hashlib.sha256(), cache(remembering(default_cache()))
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        if isinstance(tensor, Stored):
+            place = [name, tensor.dtype.name, list(tensor.shape), tensor.offset, known(tensor.file)]
+            hasher.update(canonical(place))
+        else:
+            feed(hasher, [(name, tensor)])
+    return hasher.hexdigest()
 
 
 def _load(file: Path) -> TextRows | None:

@@ -5,6 +5,7 @@ which a warm build has no other use for.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -91,9 +92,21 @@ class SourceTokenizer(PromptTokenizer):
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def words(self) -> tuple[str, ...]:
-        """Return the whole words of the vocabulary in the order of their ids, frequent ones first."""
+        """Return the whole words of the vocabulary in the order of their ids, frequent ones first.
+
+        Only those in ASCII: other characters of a byte-level vocabulary stand for bytes, and say something
+        else as text.
+        """
         pieces = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
-        return tuple(piece.removesuffix(WORD_END) for piece, _ in pieces if piece.endswith(WORD_END))
+        return tuple(
+            piece.removesuffix(WORD_END)
+            for piece, _ in pieces
+            if piece.endswith(WORD_END) and piece.isascii()
+        )
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens that spell each text, start and end left out: many at once, none remembered."""
+        return [encoding.ids[1:-1] for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
 
 @lru_cache(maxsize=8)
