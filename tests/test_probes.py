@@ -46,7 +46,11 @@ sampling: {sampler: ddim, steps: 3}
 emit:
   - onnx: {}
 """
-GATE = "gates:\n  - probed: {at_most: '0.1', images: 4, judge: judge.onnx, probes: [noise, static]}\n"
+# The first leaves records, which must not lie in the artefact yet when the second opens it.
+GATE = """gates:
+  - erased: {at_most: '1', images: 2, judge: judge.onnx}
+  - probed: {at_most: '0.1', images: 4, judge: judge.onnx, probes: [noise, static]}
+"""
 QUICK = ("--images", "4", "--effort", "inversion.steps=2", "--effort", "token_search.steps=2")
 
 
@@ -312,7 +316,11 @@ def test_a_gate_writes_what_probes_find_into_the_manifest(
     assert not (tmp_path / "gated").exists()
     found = verify(tmp_path / "gated.failed").manifest.gates
     # Of four images none can meet a limit of 10 %; what draws no image has no limit.
-    assert [(e.claim, e.passed) for e in found] == [("probe.noise", False), ("probe.static", None)]
+    assert [(e.claim, e.passed) for e in found] == [
+        ("erased", True),
+        ("probe.noise", False),
+        ("probe.static", None),
+    ]
 
 
 def test_noise_of_strength_zero_is_plain_ddim(patient: Patient) -> None:

@@ -7,7 +7,7 @@ guidance, so that evidence speaks about the whole spec.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,20 +38,24 @@ BATCH = 8
 def hold_trial(plan: Plan, folder: Path, cache: Path, report: Any) -> list[Evidence]:
     """Run every gate of the spec on the artefact in `folder`, and write the raw results there."""
     advance = report.task("draw images for the gates", plan.images())
+    rows: dict[str, list[dict[str, Any]]] = {}
     with drawer(folder) as edited, base_drawer(plan, cache) as base:
         trial = Trial(
             edited,
             # The artefact's graphs may be fixed to a size that is not the model's own.
             replace(base, size=edited.sampler.own_size),
             plan.erased,
-            _recorder(folder),
+            rows.__setitem__,
             advance,
             folder,
             plan.source,
             plan.pipeline.graph_edits,
             plan.balanced,
         )
-        return [evidence for gate in plan.spec.gates for evidence in gate.decide(trial)]
+        found = [evidence for gate in plan.spec.gates for evidence in gate.decide(trial)]
+    # Not before all have decided: a gate that opens the artefact would find files that nobody sealed.
+    _write_rows(rows, folder)
+    return found
 
 
 @dataclass(frozen=True)
@@ -150,11 +154,9 @@ def write_trial(pipeline: Pipeline, folder: Path, cache: Path) -> Manifest:
     return manifest
 
 
-def _recorder(folder: Path) -> Callable[[str, list[dict[str, Any]]], None]:
-    def record(name: str, rows: list[dict[str, Any]]) -> None:
-        # Made with its first file: an artefact with an empty folder would not verify.
+def _write_rows(recorded: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> None:
+    """Write what gates recorded, a file each; without any there is no folder, which would not verify."""
+    for name, rows in recorded.items():
         (folder / "evidence").mkdir(exist_ok=True)
         lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         (folder / "evidence" / f"{name}.jsonl").write_text(lines)
-
-    return record
