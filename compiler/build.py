@@ -55,7 +55,7 @@ def build(
     """
     options, report = options or Options(), report or Quiet()
     if not options.regardless:
-        check_room(estimate(plan.pipeline, plan.spec.emit, options.cache, plan.work()), target)
+        check_room(estimate(plan.pipeline, plan.spec.emit, options.cache, plan.steps()), target)
     raise_all(UndecidedError, collected(emitter.check_machine for emitter in plan.spec.emit))
     plan = plan.at_work(options.cache, report)
     started = time.time()

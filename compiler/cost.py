@@ -6,7 +6,7 @@ machine: times are for orientation, memory and disk are what `check_room` refuse
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,12 +14,15 @@ from pathlib import Path
 from ..runtime.memory import available_memory
 from ..specs.errors import Fault, UndecidedError, raise_all
 from .emit import Emitter
+from .evidence.parity import MAPPED_ONLY
+from .evidence.trial import BATCH
 from .graphs.capture import program_key
 from .graphs.interfaces import interfaces
 from .ir import Pipeline
+from .load import MODEL_ROLES
 from .multiplications import of_image
 from .store import Store
-from .work import Work
+from .work import Step, Work
 from .write import AHEAD
 
 # Importing torch, diffusers and transformers, and tracing, for each weight of a graph. SD 1.5's U-Net has
@@ -38,7 +41,10 @@ TORCH_RATE, GRADIENT = 45e9, 2.5
 # Building engines with TensorRT-RTX 1.7.1: seconds an engine, and bytes of weights a second. The demo's four
 # took 3.4 s, SD 1.5's took 33 s for 2.3 GB (benchmarks/compile.py).
 ENGINE_SECONDS, ENGINE_RATE = 0.8, 75e6
-NOTHING = Work()
+# Bytes of values beside the weights: of a run, for each number of its widest layer, 21 to 27 for SD 1.5's
+# U-Net and 47 for the demo's; of a gradient, for each number of all its layers, 8 for SD 1.5's and 11 to 17
+# for the demo's (benchmarks/paces.py).
+RUN_BYTES, GRADIENT_BYTES = 32, 10
 # Room beside what is written: graphs, tokenizers, evidence.
 SMALL_FILES = 64 << 20
 
@@ -57,19 +63,24 @@ class Cost:
     engine_memory: int = 0
 
 
-def estimate(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path, asked: Work = NOTHING) -> Cost:
-    """Return what a build takes that asks so much of the model.
+def estimate(
+    pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path, steps: Sequence[Step] = ()
+) -> Cost:
+    """Return what a build of such steps takes.
 
-    Time is without encoding prompts, and without the work itself, which `Pace` times.
+    Time is without encoding prompts, and without what the steps ask of the model: `Pace` times that.
     """
     cold = _cold(pipeline, emitters, cache)
     weights = sum(cold.values())
     disk = sum(emitter.written_bytes(pipeline) for emitter in emitters)
-    imports = IMPORT_SECONDS if cold or asked.in_torch else 0.0
+    imports = IMPORT_SECONDS if cold or any(step.work.in_torch for step in steps) else 0.0
     seconds = disk / WRITE_RATE + imports + CAPTURE_SECONDS * weights
     engines = max((emitter.engine_memory(pipeline) for emitter in emitters), default=0)
-    memory = max(_memory(pipeline, cold), WARM_MEMORY + engines)
-    return Cost(seconds, memory, disk + SMALL_FILES, tuple(cold), engines)
+    working = [_working_memory(pipeline, step) for step in steps]
+    memory = max(_memory(pipeline, cold), WARM_MEMORY + engines, *working)
+    # What is drawn from beside the artefact is written as well, to go again: the source, or a loop's model.
+    beside = max((_float32(pipeline, MODEL_ROLES) for step in steps if step.work.drawn), default=0)
+    return Cost(seconds, memory, disk + beside + SMALL_FILES, tuple(cold), engines)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,8 @@ class Pace:
     def of(cls, pipeline: Pipeline, source: Pipeline | None = None, cells: int | None = None) -> "Pace":
         """Return that of images with so many latent cells; by default of the model's own size."""
         tables = (each.sampling.table().evaluations for each in (pipeline, source or pipeline))
-        return cls(*of_image(pipeline, cells), *tables)
+        denoiser, decoder = of_image(pipeline, cells)
+        return cls(denoiser.multiplications, decoder.multiplications, *tables)
 
     def evaluated(self, work: Work) -> int:
         """Return how many samples the denoiser predicts, with a gradient or without."""
@@ -148,6 +160,31 @@ def _cold(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> dict[
         for interface in interfaces(pipeline)
         if not store.has(program_key(interface, pipeline.graph_edits))
     }
+
+
+def _working_memory(pipeline: Pipeline, step: Step) -> int:
+    """Return about how many bytes a step holds: networks in float32, and what they compute on the way."""
+    work, (denoiser, decoder) = step.work, of_image(pipeline, step.cells)
+    needed = [WARM_MEMORY]
+    if work.with_modules:
+        modules = _float32(pipeline, ("denoiser", "text"))
+        # Afterwards the model as it was and the edited one are held side by side.
+        learning = modules + GRADIENT_BYTES * work.at_once * denoiser.values
+        needed.append(COLD_MEMORY + max(2 * modules, learning))
+    if work.multiplied:
+        largest = max(_float32(pipeline, (role,)) for role in MODEL_ROLES)
+        needed.append(COLD_MEMORY + min(largest, MAPPED_ONLY) + RUN_BYTES * work.compared_values)
+    if work.drawn:
+        models = _float32(pipeline, MODEL_ROLES) * (2 if work.drawn_before else 1)
+        batch = BATCH * max(2 * denoiser.widest, decoder.widest)
+        needed.append(WARM_MEMORY + models + (os.cpu_count() or 1) * RUN_BYTES * batch)
+    return max(needed)
+
+
+def _float32(pipeline: Pipeline, roles: Iterable[str]) -> int:
+    """Return the bytes of all components of some roles in float32."""
+    components = [component.name for role in roles for component in pipeline.of_role(role)]
+    return 4 * sum(prod(t.shape) for name in components for t in pipeline.tensors_of(name).values())
 
 
 def _memory(pipeline: Pipeline, cold: dict[str, int]) -> int:

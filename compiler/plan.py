@@ -21,21 +21,9 @@ from .schedule import Carried, carry_out
 from .studio import Reporter, Studio
 from .tensors import bytes_of
 from .text.conditioning import check_draws
-from .work import Work
+from .work import Step, Work
 
 REGISTRIES = Registries(registry.passes, registry.emitters, registry.gates)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A part of a build that asks something of the model: a pass, or `emit/NAME`, or `gates/NAME`.
-
-    `cells` is how many each latent has of the images that it draws; None is the model's own number.
-    """
-
-    name: str
-    work: Work
-    cells: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +71,6 @@ class Plan:
             *(Step(f"gates/{g.name}", g.work(erased, self.balanced), cells) for g in self.spec.gates),
         ]
         return [step for step in asked if step.work != Work()]
-
-    def work(self) -> Work:
-        """Return what all steps ask of the model."""
-        return sum((step.work for step in self.steps()), Work())
 
     def at_work(self, cache: Path, report: Reporter) -> "Plan":
         """Return this plan with its passes told what they draw with: the sampling that the spec ends in."""

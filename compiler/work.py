@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+LARGEST = frozenset({"at_once", "compared_values"})
+
 
 @dataclass(frozen=True)
 class Work:
@@ -17,6 +19,9 @@ class Work:
     and `multiplied`, the multiplications of graphs and of torch where both are compared.
 
     In a process of its own: `engines` that are built, of `engine_bytes` of weights.
+
+    Of several works, these are the largest and not the sum: `at_once`, samples that are differentiated at a
+    time, and `compared_values`, numbers that the widest layer gives of what is compared at a time.
     """
 
     drawn: int = 0
@@ -27,11 +32,18 @@ class Work:
     multiplied: int = 0
     engines: int = 0
     engine_bytes: int = 0
+    at_once: int = 0
+    compared_values: int = 0
+
+    @property
+    def with_modules(self) -> bool:
+        """Whether torch modules of the model are held for it."""
+        return any((self.sampled, self.predicted, self.differentiated))
 
     @property
     def in_torch(self) -> bool:
         """Whether torch is imported for it."""
-        return any((self.sampled, self.predicted, self.differentiated, self.multiplied))
+        return self.with_modules or self.multiplied > 0
 
     @property
     def images(self) -> int:
@@ -39,7 +51,21 @@ class Work:
         return self.drawn + self.drawn_before + self.sampled
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return Work(**{name: (max if name in LARGEST else sum)(pair) for name, pair in pairs.items()})
 
     def __mul__(self, count: int) -> Work:
-        return Work(*(count * getattr(self, f.name) for f in fields(self)))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Work(**{n: value if n in LARGEST else count * value for n, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a build that asks something of the model: a pass, or `emit/NAME`, or `gates/NAME`.
+
+    `cells` is how many each latent has of the images that it draws; None is the model's own number.
+    """
+
+    name: str
+    work: Work
+    cells: int | None = None

@@ -56,7 +56,9 @@ def work_of(edit: "EraseByTraining", targets: int) -> Work:
         + targets * concepts * SEEN * (DRAWING + _wanted(edit) + 2 * TRAJECTORY)  # before and after
     )
     learned = steps * edit.batch * (2 if edit.keep_weight else 1)
-    return Work(predicted=predicted, differentiated=learned + inverted * INVERSION_STEPS * INVERSION_BATCH)
+    searched = inverted * INVERSION_STEPS * INVERSION_BATCH
+    at_once = max(edit.batch, INVERSION_BATCH if inverted else 0)
+    return Work(predicted=predicted, differentiated=learned + searched, at_once=at_once)
 
 
 def _pooled(edit: "EraseByTraining") -> int:

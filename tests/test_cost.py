@@ -35,7 +35,7 @@ from retouch.compiler.graphs.prebuild import config_folder, config_pipeline
 from retouch.compiler.graphs.program import Program
 from retouch.compiler.multiplications import of_graph, of_image
 from retouch.compiler.plan import make_plan
-from retouch.compiler.work import Work
+from retouch.compiler.work import Step, Work
 from retouch.specs.canonical import digest_file
 from retouch.specs.errors import Fault, InputError, SpecError, UndecidedError
 
@@ -168,11 +168,11 @@ def test_multiplications_are_those_that_torch_counts(tiny: Path) -> None:
     tensors = {f"{part}.{name}": t for part in parts for name, t in parts[part].state_dict().items()}
     shapes: Any = replace(config_pipeline(folder), tensors=tensors)
     for found, wanted in zip(of_image(shapes), counted, strict=True):
-        assert found == pytest.approx(wanted, rel=0.01)
+        assert found.multiplications == pytest.approx(wanted, rel=0.01)
     encoder = multiplied(lambda: parts["vae"].encode(torch.zeros(1, 3, 512, 512, device="meta")))
     graphs = {graph.folder: graph for graph in interfaces(shapes)}
     found = of_graph(shapes, graphs["vae_encoder"], {"sample": [1, 3, 512, 512]})
-    assert found == pytest.approx(encoder, rel=0.01)
+    assert found.multiplications == pytest.approx(encoder, rel=0.01)
 
 
 def test_those_of_a_text_encoder_are_too() -> None:
@@ -183,7 +183,8 @@ def test_those_of_a_text_encoder_are_too() -> None:
     tensors = {f"text_encoder.{name}": t for name, t in text.state_dict().items()}
     shapes: Any = replace(config_pipeline(folder), tensors=tensors)
     (graph,) = (graph for graph in interfaces(shapes) if graph.folder == "text_encoder")
-    assert of_graph(shapes, graph, {"input_ids": [1, 77]}) == pytest.approx(counted, rel=0.01)
+    run = of_graph(shapes, graph, {"input_ids": [1, 77]})
+    assert run.multiplications == pytest.approx(counted, rel=0.01)
 
 
 def multiplied(run: Callable[[], Any]) -> float:
@@ -249,6 +250,35 @@ def test_a_comparison_at_a_larger_size_takes_longer(tiny: Path) -> None:
     assert 0 < free < small < large
     assert small < both < small + large  # a further size has neither text encoders nor guidance
     assert Onnx(precision="bfloat16", vae_precision="bfloat16").work(pipeline) == Work()
+
+
+def test_steps_take_the_memory_of_what_they_hold_at_once(tiny: Path, skeletons: Path) -> None:
+    pipeline = load(tiny)
+
+    def memory(work: Work, cells: int | None = None) -> int:
+        return estimate(pipeline, [Onnx()], skeletons, [Step("any", work, cells)]).memory
+
+    learning = [memory(Work(differentiated=1, at_once=count)) for count in (1, 1000, 2000)]
+    assert learning == sorted(set(learning))
+    assert memory(Work(differentiated=9, at_once=1)) == learning[0]
+    drawing = [memory(Work(drawn=1), cells) for cells in (None, 10_000, 20_000)]
+    assert drawing == sorted(set(drawing))
+    assert memory(Work(drawn=1, drawn_before=1), 10_000) > drawing[1]
+    comparing = [memory(Onnx(size=size).work(pipeline)) for size in ("512x512", "1024x1024")]
+    assert comparing == sorted(set(comparing))
+
+
+def test_what_is_drawn_beside_the_artefact_takes_disk(tiny: Path, skeletons: Path) -> None:
+    pipeline = load(tiny)
+    steps = [Step("gates/kept", Work(drawn=1, drawn_before=1)), Step("gates/erased", Work(drawn=1))]
+    none, one, both = (estimate(pipeline, [Onnx()], skeletons, steps[:count]).disk for count in range(3))
+    assert none < one == both
+
+
+def test_work_adds_up_apart_from_what_is_held_at_once() -> None:
+    one, other = Work(drawn=1, at_once=4), Work(drawn=2, predicted=3, at_once=2)
+    assert one + other == Work(drawn=3, predicted=3, at_once=4)
+    assert other * 3 == Work(drawn=6, predicted=9, at_once=2)
 
 
 def test_work_is_timed_at_the_pace_of_what_does_it() -> None:

@@ -23,7 +23,7 @@ def command(spec: Path, regardless: bool, as_json: bool) -> None:
     Exits with 4 when this machine has too little memory or disk for the build.
     """
     plan = make_plan(spec)
-    cost = estimate(plan.pipeline, plan.spec.emit, default_cache(), plan.work())
+    cost = estimate(plan.pipeline, plan.spec.emit, default_cache(), plan.steps())
     summary = plan.summary()
     summary["cost"] |= {
         "disk_bytes": cost.disk,

@@ -78,8 +78,11 @@ class Onnx(Emitter):
                 fixed(graph, size, _cell(pipeline)) for graph in graphs if graph.component.role != "text"
             ]
             compared += [(graph, compared_rows(graph, guided=False)) for graph in others]
-        computed = sum(rows * of_graph(pipeline, graph, example_shapes(graph)) for graph, rows in compared)
-        return Work(multiplied=2 * computed)
+        runs = [(of_graph(pipeline, graph, example_shapes(graph)), rows) for graph, rows in compared]
+        return Work(
+            multiplied=2 * sum(rows * run.multiplications for run, rows in runs),
+            compared_values=max((rows * run.widest for run, rows in runs), default=0),
+        )
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         self.check(pipeline)

@@ -27,7 +27,7 @@ class Inversion(Revival):
     batch: Annotated[int, Field(ge=1, le=64)] = 8
 
     def search(self) -> Work:
-        return Work(differentiated=self.steps * self.batch)
+        return Work(differentiated=self.steps * self.batch, at_once=self.batch)
 
     def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
         import torch

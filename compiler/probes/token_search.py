@@ -29,9 +29,8 @@ class TokenSearch(Revival):
     batch: Annotated[int, Field(ge=1, le=64)] = 8
 
     def search(self) -> Work:
-        return Work(
-            predicted=self.steps * (self.candidates + 1) * self.batch, differentiated=self.steps * self.batch
-        )
+        tried = self.steps * self.batch
+        return Work(predicted=tried * (self.candidates + 1), differentiated=tried, at_once=self.batch)
 
     def revive(self, patient: "Patient", target: Target, case: Case) -> tuple[Images, dict[str, object]]:
         import torch
