@@ -7,6 +7,7 @@ manifest, card -> sync, rename
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,11 +63,12 @@ def build(
     lock = _locked_inputs(plan, options)
     check_shapes(plan.pipeline, options.cache)
     # Sums of several threads depend on how many cores there are; bytes and evidence must not.
-    with transaction(target, options.force) as folder, single_threaded():
-        ledger = Ledger()
+    with transaction(target, options.force) as folder, single_threaded(), ThreadPoolExecutor(1) as aside:
+        # What passes solve, while tensors are written that need none of it.
+        statements, ledger = aside.submit(plan.statements), Ledger()
         targets = [_emit(plan, emitter, folder, options, report, ledger) for emitter in plan.spec.emit]
         _write_spec(plan, lock, folder)
-        seal = partial(_seal, plan, lock, folder, ledger, plan.statements(), targets)
+        seal = partial(_seal, plan, lock, folder, ledger, statements.result(), targets)
         manifest = seal([])
         if plan.spec.gates:
             manifest = seal(hold_trial(plan, folder, options.cache, report))

@@ -223,13 +223,13 @@ def is_finite(array: Array) -> bool:
     """Whether every element is a number: no NaN, no infinity."""
     if array.dtype.kind in "iub":
         return True
+    if array.dtype.itemsize == 2:
+        return _is_finite_16(array)
     flat = array.reshape(-1)
-    return all(_is_finite(flat[piece]) for piece in row_blocks(flat.shape))
+    return all(bool(np.isfinite(flat[piece]).all()) for piece in row_blocks(flat.shape))
 
 
-def _is_finite(array: Array) -> bool:
-    if array.dtype.itemsize != 2:
-        return bool(np.isfinite(array).all())
+def _is_finite_16(array: Array) -> bool:
     # Both 16-bit types order their bits as whole numbers, infinity and NaN last; NumPy has no fast path.
     # Read with a sign, positive ones come last; read without, negative ones do.
     positive, negative = np.array([np.inf, -np.inf], array.dtype)

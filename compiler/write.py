@@ -33,7 +33,7 @@ from .threads import single_threaded
 # Tensors that are computed at a time. More would only wait for the disk.
 WORKERS = min(4, os.cpu_count() or 1)
 # Bytes that may be computed ahead: a larger matrix goes alone, of small ones there may be a few dozen.
-AHEAD = 32 << 20
+AHEAD = 24 << 20
 BEHIND = 8 << 20  # bytes that may wait to be written
 # Bytes after which the disk is told to begin: a build ends with less to flush.
 FLUSHED = 256 << 20

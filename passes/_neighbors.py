@@ -26,8 +26,8 @@ CANDIDATES = 20_000
 MOST = 2000
 # A plural's ending.
 ENDING = 2
-# Words whose closeness to all candidates is held at once.
-AT_ONCE = 256
+# Words whose closeness to all candidates is held at once, and candidates whose embeddings are.
+AT_ONCE, BLOCK = 256, 4096
 
 
 def neighbor_prompts(
@@ -81,13 +81,13 @@ def _closest(
     free, found = _free(known, erased), {word: [] for word in words}
     if not free:
         return found
-    rows = _embedded(tokenizer, embeddings, known)
-    mean = rows.mean(axis=0)
-    rows -= mean  # in place: there are as many bytes of them as of a large matrix of the denoiser
-    rows /= np.maximum(np.sqrt(np.einsum("ij,ij->i", rows, rows)), np.finfo(np.float32).tiny)[:, None]
+    blocks = [known[start : start + BLOCK] for start in range(0, len(known), BLOCK)]
+    mean = sum(_embedded(tokenizer, embeddings, block).sum(axis=0) for block in blocks) / len(known)
     for start in range(0, len(words), AT_ONCE):
         some = words[start : start + AT_ONCE]
-        closeness = (_embedded(tokenizer, embeddings, some) - mean) @ rows.T
+        rows = _embedded(tokenizer, embeddings, some) - mean
+        directions = (_directions(_embedded(tokenizer, embeddings, block) - mean) for block in blocks)
+        closeness = np.concatenate([rows @ block.T for block in directions], axis=1)
         for word, row in zip(some, closeness, strict=True):
             found[word] = [known[free[place]] for place in _largest(row[free], count)]
     return found
@@ -103,6 +103,11 @@ def _embedded(tokenizer: SourceTokenizer, embeddings: Array, words: Sequence[str
         parts = (rows[end - len(ids) : end] for ids, end in zip(spelled, ends, strict=True))
         rows = np.stack([part.mean(axis=0) for part in parts])
     return rows.astype(np.float32, copy=False)
+
+
+def _directions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return rows / np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
