@@ -4,7 +4,7 @@ The way of the data:
 
     build.py      the whole way: read, load, passes, emit, seal, gates, manifest, rename
     plan.py       what a build will do, from headers alone
-    cost.py       what a build will take; multiplications.py, what an image takes
+    cost.py       what a build will take; work.py, what its steps ask; multiplications.py, what a run takes
     load.py       a spec's source, whatever it is -> Pipeline, headers only
     ir.py         Pipeline, Component, Selection: what passes transform
     tensors.py    Stored, View, Edited, Tied, Shared: header known, elements on demand

@@ -32,6 +32,8 @@ IMPORT_SECONDS, CAPTURE_SECONDS = 5.0, 0.012
 WRITE_RATE = 350e6
 # Python with NumPy and onnx; the same with torch and the two model libraries; a weight's share of a trace.
 WARM_MEMORY, COLD_MEMORY, CAPTURE_MEMORY = 160 << 20, 400 << 20, 150 << 10
+# The same once torch and onnxruntime have computed: 0.5 to 0.7 GB for the demo, whose weights are nothing.
+RUN_MEMORY = 600 << 20
 # Multiplications a second and core while images are drawn: 83e9 for the demo model in batches of 8, 44e9 for
 # SD 2.1 and SDXL at 256x256, one image a call (benchmarks/true_size.py, without loading): between the two.
 DRAW_RATE = 60e9
@@ -42,9 +44,9 @@ TORCH_RATE, GRADIENT = 45e9, 2.5
 # took 3.4 s, SD 1.5's took 33 s for 2.3 GB (benchmarks/compile.py).
 ENGINE_SECONDS, ENGINE_RATE = 0.8, 75e6
 # Bytes of values beside the weights: of a run, for each number of its widest layer, 21 to 27 for SD 1.5's
-# U-Net and 47 for the demo's; of a gradient, for each number of all its layers, 8 for SD 1.5's and 11 to 17
-# for the demo's (benchmarks/paces.py).
-RUN_BYTES, GRADIENT_BYTES = 32, 10
+# U-Net (47 for the demo's, small beside what any run takes); of a gradient, for each number of all its layers,
+# 8 for SD 1.5's and 11 to 17 for the demo's (benchmarks/paces.py).
+RUN_BYTES, GRADIENT_BYTES = 24, 10
 # Room beside what is written: graphs, tokenizers, evidence.
 SMALL_FILES = 64 << 20
 
@@ -170,14 +172,14 @@ def _working_memory(pipeline: Pipeline, step: Step) -> int:
         modules = _float32(pipeline, ("denoiser", "text"))
         # Afterwards the model as it was and the edited one are held side by side.
         learning = modules + GRADIENT_BYTES * work.at_once * denoiser.values
-        needed.append(COLD_MEMORY + max(2 * modules, learning))
+        needed.append(RUN_MEMORY + max(2 * modules, learning))
     if work.multiplied:
         largest = max(_float32(pipeline, (role,)) for role in MODEL_ROLES)
-        needed.append(COLD_MEMORY + min(largest, MAPPED_ONLY) + RUN_BYTES * work.compared_values)
+        needed.append(RUN_MEMORY + min(largest, MAPPED_ONLY) + RUN_BYTES * work.compared_values)
     if work.drawn:
         models = _float32(pipeline, MODEL_ROLES) * (2 if work.drawn_before else 1)
         batch = BATCH * max(2 * denoiser.widest, decoder.widest)
-        needed.append(WARM_MEMORY + models + (os.cpu_count() or 1) * RUN_BYTES * batch)
+        needed.append(COLD_MEMORY + models + (os.cpu_count() or 1) * RUN_BYTES * batch)
     return max(needed)
 
 

@@ -54,7 +54,7 @@ def _text(plan: dict[str, Any]) -> str:
     lines += [f"  emit      {emitter['name']}" for emitter in plan["emit"]]
     lines += [f"  gate      {gate['name']}" for gate in plan["gates"]]
     lines.append(
-        f"  cost      about {duration(cost['seconds'])}, {size(cost['memory_bytes'])} of memory, "
+        f"  cost      {duration(cost['seconds'])} to write it, {size(cost['memory_bytes'])} of memory, "
         f"{size(cost['disk_bytes'])} on disk, largest tensor {size(cost['largest_tensor_bytes'])}"
     )
     if cost["captures"]:
