@@ -44,8 +44,8 @@ TORCH_RATE, GRADIENT = 45e9, 2.5
 # took 3.4 s, SD 1.5's took 33 s for 2.3 GB (benchmarks/compile.py).
 ENGINE_SECONDS, ENGINE_RATE = 0.8, 75e6
 # Bytes of values beside the weights: of a run, for each number of its widest layer, 21 to 27 for SD 1.5's
-# U-Net (47 for the demo's, small beside what any run takes); of a gradient, for each number of all its layers,
-# 8 for SD 1.5's and 11 to 17 for the demo's (benchmarks/paces.py).
+# U-Net (47 for the demo's, small beside what any run takes); of a gradient, for each number of all its
+# layers, 8 for SD 1.5's and 11 to 17 for the demo's (benchmarks/paces.py).
 RUN_BYTES, GRADIENT_BYTES = 24, 10
 # Room beside what is written: graphs, tokenizers, evidence.
 SMALL_FILES = 64 << 20
