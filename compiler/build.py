@@ -25,6 +25,8 @@ from .emit import Emitter, Job, Ledger, Watch
 from .evidence import manifest as manifests
 from .evidence.card import write_card
 from .evidence.trial import hold_trial
+from .graphs.aside import capture_aside
+from .graphs.interfaces import interfaces
 from .graphs.shapes import check_shapes
 from .load import source_files
 from .plan import Plan, files_named, size_of
@@ -61,6 +63,9 @@ def build(
     plan = plan.at_work(options.cache, report)
     started = time.time()
     lock = _locked_inputs(plan, options)
+    if any(emitter.captures for emitter in plan.spec.emit):
+        total = len(interfaces(plan.pipeline))
+        capture_aside(plan.pipeline, options.cache, report.task("capture graphs", total))
     check_shapes(plan.pipeline, options.cache)
     # Sums of several threads depend on how many cores there are; bytes and evidence must not.
     with transaction(target, options.force) as folder, single_threaded(), ThreadPoolExecutor(1) as aside:

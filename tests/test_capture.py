@@ -14,14 +14,15 @@ import onnx
 import pytest
 from emitting import graphs, load
 
-from retouch.compiler.graphs import capture
-from retouch.compiler.graphs.capture import program_of, skeleton_of, structure_of
+from retouch.compiler.graphs import aside, capture
+from retouch.compiler.graphs.capture import program_key, program_of, skeleton_of, structure_of
 from retouch.compiler.graphs.interfaces import Interface, interfaces
 from retouch.compiler.graphs.lower import lower
 from retouch.compiler.graphs.program import Op, Program, Ref
 from retouch.compiler.graphs.skeleton import Form
-from retouch.compiler.ir import GraphEdit
+from retouch.compiler.ir import GraphEdit, Pipeline
 from retouch.compiler.reproducer import FOLDER
+from retouch.compiler.store import Store
 from retouch.specs.canonical import digest_of
 from retouch.specs.errors import InputError
 
@@ -208,3 +209,45 @@ def test_a_config_that_describes_no_module_is_refused(tiny: Path, tmp_path: Path
     assert record["config"]["down_block_types"] == ["NoSuchBlock"]
     assert "NoSuchBlock" in record["happened"]["error"]
     assert [entry.name for entry in tmp_path.iterdir()] == [FOLDER]
+
+
+def keys(pipeline: Pipeline) -> dict[str, str]:
+    return {each.folder: program_key(each, pipeline.graph_edits) for each in interfaces(pipeline)}
+
+
+def test_processes_of_their_own_capture_the_same(
+    tiny: Path, skeletons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aside, "WORTH", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    pipeline, heard = load(tiny), list[int]()
+    aside.capture_aside(pipeline, tmp_path, heard.append)
+    assert len(heard) == 2
+    assert sum(heard) == len(FOLDERS)
+    graphs(pipeline, skeletons)
+    found = {
+        folder: (Store(tmp_path).get(key), Store(skeletons).get(key))
+        for folder, key in keys(pipeline).items()
+    }
+    assert all(made is not None and made == known for made, known in found.values()), found
+    aside.capture_aside(pipeline, tmp_path, heard.append)
+    assert len(heard) == 2  # nothing was left to do
+
+
+def test_what_a_process_cannot_capture_is_told_where_it_is_needed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aside, "WORTH", 0)
+    pipeline = load(tiny)
+    broken = interface(tiny, down_block_types=["NoSuchBlock"]).component
+    pipeline = replace(pipeline, components={**pipeline.components, "unet": broken})
+    aside.capture_aside(pipeline, tmp_path)
+    captured = {folder for folder, key in keys(pipeline).items() if Store(tmp_path).has(key)}
+    assert "unet" not in captured
+    with pytest.raises(InputError, match="NoSuchBlock"):
+        program_of(next(each for each in interfaces(pipeline) if each.folder == "unet"), (), tmp_path)
+
+
+def test_a_small_model_is_worth_no_process(tiny: Path, tmp_path: Path) -> None:
+    aside.capture_aside(load(tiny), tmp_path)
+    assert not list(tmp_path.iterdir())
