@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -116,14 +117,15 @@ def metered() -> Iterator[Counter[str]]:
     from torch.nn.modules.module import register_module_forward_hook
 
     seen: Counter[str] = Counter()
-    call = Session.__call__
+    call, lock = Session.__call__, Lock()
 
     def in_torch(module: Any, inputs: Any, output: Any) -> None:
         if isinstance(module, UNet2DConditionModel):
             seen["differentiated" if output[0].requires_grad else "predicted"] += len(inputs[0])
 
     def in_graph(session: Session, **arrays: Any) -> Any:
-        seen["drawn"] += len(arrays["sample"]) if "encoder_hidden_states" in arrays else 0
+        with lock:
+            seen["drawn"] += len(arrays["sample"]) if "encoder_hidden_states" in arrays else 0
         return call(session, **arrays)
 
     hook = register_module_forward_hook(in_torch)

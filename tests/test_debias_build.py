@@ -6,12 +6,16 @@ import pytest
 from building import spec_folder
 
 from retouch.compiler.build import Options, build
+from retouch.compiler.cost import Pace
 from retouch.compiler.evidence import survey
 from retouch.compiler.plan import make_plan
+from retouch.compiler.store import Store
 from retouch.compiler.studio import Quiet
 from retouch.runtime.artefact import verify
 from retouch.specs.canonical import digest_file
 from retouch.specs.manifest import Manifest
+
+from .passes import metered
 
 SPEC = """
 schema: 1
@@ -70,6 +74,28 @@ def test_a_second_build_repeats_the_bytes_and_draws_nothing(
     assert any(float(evidence.value) != 0 for evidence in weights)
     assert {item.role for item in first.inputs} >= {"judge"}
     assert {evidence.claim for evidence in first.gates} == {"balanced", "obeyed"}
+
+
+class Forgetful(Store):
+    """A cache in which nothing is found."""
+
+    def get(self, key: str) -> None:
+        del key
+
+
+def test_planning_counts_what_pass_and_gate_draw(
+    folder: Path, skeletons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "Store", Forgetful)
+    plan = make_plan(folder / "edit.yaml")
+    with metered() as asked:
+        build(plan, folder / "counted", Options(cache=skeletons))
+    steps = {step.name: step.work for step in plan.steps()}
+    assert [*steps] == ["debias_concepts", "gates/balanced"]
+    pace = Pace.of(plan.pipeline, plan.source)
+    # The loop may end before its last round.
+    assert asked["drawn"] <= sum(map(pace.evaluated, steps.values())) <= 2 * asked["drawn"]
+    assert asked["predicted"] == asked["differentiated"] == 0
 
 
 def test_the_loop_draws_with_the_guidance_that_comes_later(folder: Path) -> None:
