@@ -28,6 +28,8 @@ from retouch.specs.canonical import digest_file, merkle_root, sealed
 from retouch.specs.errors import GateError, IntegrityError, UndecidedError
 from retouch.specs.probes import ProbeReport
 
+from .passes import metered
+
 LABELS = ("cat", "dog", "cloud")
 SPEC = """
 schema: 1
@@ -188,6 +190,21 @@ def test_what_cannot_be_carried_out_is_said(
     given = (artefact, "--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx")
     exit_code, value = result_of(capsys, *given, *arguments)
     assert (exit_code, value["faults"][0]["code"]) == (2, code)
+
+
+def test_probes_ask_for_what_they_say(
+    folder: Path, artefact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (artefact, "--spec", folder / "edit.yaml", "--judge", folder / "judge.onnx", *QUICK)
+    _, dry = result_of(capsys, *given, "--dry-run")
+    with metered() as asked:
+        assert result_of(capsys, *given)[0] == 0
+    said = {
+        kind: sum(part[kind] for part in dry["cost"].values()) for kind in ("predicted", "differentiated")
+    }
+    assert asked["differentiated"] == said["differentiated"]
+    # A judge may know fewer other things than are compared with; modules are held against graphs once.
+    assert 0.5 * said["predicted"] <= asked["predicted"] <= 1.1 * said["predicted"]
 
 
 def test_a_dry_run_says_what_every_probe_costs_and_examines_nothing(
