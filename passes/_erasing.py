@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.ir import Itself, Pipeline
+from ..compiler.once import Once
 from ..compiler.tensors import widen
 from ..compiler.text.encode import pooled_width, text_width, tokenizer_of
 from ..compiler.text.low_rank import Change, LazyMap
@@ -202,35 +202,25 @@ class _Layered:
     def __init__(self, erasing: Erasing, reads: Reads) -> None:
         self._erasing = erasing
         self._reads: Reads = reads
-        self._lock = threading.Lock()
-        self._known: list[NullSpace] = []
+        self._spaces = Once(self._solved)
 
     def for_layer(self, weight: NDArray[Any]) -> Change:
         """Return A - I of the layer W [out, D] = `weight`."""
-        with self._lock:
-            if not self._known:
-                self._solve()
-        return self._through(weight)
+        return _through(self._spaces(), weight)
 
-    def _through(self, weight: NDArray[Any]) -> Change:
-        first, *rounds = self._known
-        weight = weight.astype(np.float64)
-        change = first.solve(weight)
-        for space in rounds:
-            change = space.solve(change.edit(weight)).after(change)
-        return change
-
-    def _solve(self) -> None:
+    def _solved(self) -> list[NullSpace]:
+        """Return what the first solution is made of, and each round."""
         prompts = list(self._erasing.moved(self._reads))
-        self._known.append(self._space(prompts))
+        spaces = [self._space(prompts)]
         for _ in range(self._erasing.edit.adversarial_rounds):
             grams = Grams(self._erasing.widths[self._reads])
             for weight in self._erasing.layers(self._reads):
-                grams.add(grams.of_matrix(weight, self._through(weight).edit(weight)))
+                grams.add(grams.of_matrix(weight, _through(spaces, weight).edit(weight)))
             adversaries = _adversaries(grams, prompts)
             if not adversaries:
                 break
-            self._known.append(self._space([*prompts, *adversaries]))
+            spaces.append(self._space([*prompts, *adversaries]))
+        return spaces
 
     def _space(self, prompts: Sequence[Moved]) -> NullSpace:
         edit, states = self._erasing.edit, self._erasing.states
@@ -253,6 +243,16 @@ class _Layered:
         """Mean squared norm of the rows of concepts."""
         rows = np.concatenate([moved.rows for moved in self._erasing.moved(self._reads)])
         return float(np.mean(np.sum(rows * rows, axis=1)))
+
+
+def _through(spaces: Sequence[NullSpace], weight: NDArray[Any]) -> Change:
+    """Return A - I of a layer, where each space takes it as those before have left it."""
+    first, *rounds = spaces
+    weight = weight.astype(np.float64)
+    change = first.solve(weight)
+    for space in rounds:
+        change = space.solve(change.edit(weight)).after(change)
+    return change
 
 
 def _adversaries(grams: Grams, prompts: Sequence[Moved]) -> list[Moved]:
