@@ -37,15 +37,16 @@ RUN_MEMORY = 600 << 20
 # Multiplications a second and core while images are drawn: 83e9 for the demo model in batches of 8, 44e9 for
 # SD 2.1 and SDXL at 256x256, one image a call (benchmarks/true_size.py, without loading): between the two.
 DRAW_RATE = 60e9
-# The same of torch on one thread: 38e9 to 53e9 for the demo model, 33e9 to 53e9 for SD 1.5's U-Net, in
+# The same of torch on one thread: 26e9 to 53e9 for the demo model, 33e9 to 53e9 for SD 1.5's U-Net, in
 # batches of 1 to 16; a sample with a gradient takes as long as 1.7 to 2.9 without (benchmarks/paces.py).
 TORCH_RATE, GRADIENT = 45e9, 2.5
 # Building engines with TensorRT-RTX 1.7.1: seconds an engine, and bytes of weights a second. The demo's four
 # took 3.4 s, SD 1.5's took 33 s for 2.3 GB (benchmarks/compile.py).
 ENGINE_SECONDS, ENGINE_RATE = 0.8, 75e6
-# Bytes of values beside the weights: of a run, for each number of its widest layer, 21 to 27 for SD 1.5's
-# U-Net (47 for the demo's, small beside what any run takes); of a gradient, for each number of all its
-# layers, 8 for SD 1.5's and 11 to 17 for the demo's (benchmarks/paces.py).
+# Bytes of values beside the weights: of a run, for each number of its widest layer, 19 to 26 where the demo's
+# graphs are compared at 512x512 (38 for SD 1.5's U-Net at that size, with what torch itself takes); of a
+# gradient, for each number of all layers, 8 to 12 for SD 1.5's and 11 to 17 for the demo's
+# (benchmarks/paces.py).
 RUN_BYTES, GRADIENT_BYTES = 24, 10
 # Room beside what is written: graphs, tokenizers, evidence.
 SMALL_FILES = 64 << 20
