@@ -40,8 +40,9 @@ SEEN = ("", *(f" on a {color} background" for color in ("blue", "red", "purple",
 UNSEEN = tuple(f" on a {color} background" for color in ("green", "white", "yellow", "gray", "black"))
 TEMPLATES = tuple("{}" + style + background for background in SEEN for style in STYLES)
 HELD_OUT = tuple("{}" + style + background for background in UNSEEN for style in STYLES)
-# No other run has drawn from these: earlier settings of the loop were chosen by what they did to other seeds.
-FIRST_SEED = 3_000_000
+# No other run has drawn from these: the pass's defaults were chosen by what they did to other seeds, and with
+# other backgrounds held out.
+FIRST_SEED = 5_000_000
 CHUNK = 40  # images between two looks at the clock
 EXPLICIT = 32  # images for each prompt that says a gender
 HALF_WIDTH = 0.05  # from parity, at which a profession is left alone: so near that most use every round

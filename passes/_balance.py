@@ -10,22 +10,30 @@ with k values and wanted shares t = 1/k. The next weights are the mean of the es
 weighted by what its images tell, n (1 - sum s^2), and half as much for every round since. The weights
 integrate the error in log-odds; a concept that was never seen otherwise moves on, one near balance settles.
 
+What follows the token moves by a part of the weights, f e^(-3 l), where l sums over the rounds by what share
+of images the concept was named less often than in the first, with nothing moved. What follows says what the
+concept is, too, and how much of it may move differs: a teacher's gender is in it, a police officer is lost.
+
 Source: UCE's loop, Gandikota et al., 2308.14761, section 4.3, whose ratios and target v + sum w_v a_v these
-are; the logarithm, the step and the mean over rounds are ours.
+are; the logarithm, the step, the mean over rounds and what follows are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, exp
 from statistics import NormalDist
 
 import numpy as np
 
+from ..compiler.gates._judging import bare
 from ..compiler.text.low_rank import Floats
+from ..runtime.judges import CONCEPT
 
 # Seeds of the loop start here; gates draw from 0 on, so a verdict never sees what was tuned.
 FIRST_SEED = 2**32
 FORGOTTEN = 0.5  # what a round still tells one round later
+# At a third of the images lost in a round, what follows a concept moves by a factor e less.
+YIELDING = 3.0
 IN_BAND = 2  # rounds in a row near balance until a concept is left alone
 
 
@@ -39,11 +47,24 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Move:
+    """How far a subject is moved: a weight a value, and the part of it by which what follows moves."""
+
+    weights: Floats
+    following: float
+
+
+@dataclass(frozen=True)
 class Round:
-    """What one round measured for a subject: the weights drawn with, and how often each value was seen."""
+    """What one round measured for a subject: the weights drawn with, and how often each value was seen.
+
+    `recognized` is the share of its images in which the judge named the concept itself.
+    """
 
     weights: tuple[float, ...]
     counts: tuple[int, ...]
+    following: float = 1.0
+    recognized: float = 1.0
 
     @property
     def images(self) -> int:
@@ -62,10 +83,13 @@ class Course:
     images: int
     step: float
     half_width: float
+    following: float = 1.0
 
 
-# Counts what is seen of a concept, by question and answer, in a round with all subjects' weights.
-Measure = Callable[[str, Mapping[Subject, Floats], range], Mapping[str, Sequence[str]]]
+# What a judge answered, by concept and question, one answer an image.
+Answers = Mapping[tuple[str, str], Sequence[str]]
+# Asks about concepts in a round with all subjects' moves, one image a seed.
+Measure = Callable[[Sequence[str], Mapping[Subject, Move], range], Answers]
 
 
 def images_for(half_width: float, confidence: float = 0.95) -> int:
@@ -75,18 +99,29 @@ def images_for(half_width: float, confidence: float = 0.95) -> int:
 
 
 def balance(subjects: Sequence[Subject], course: Course, measure: Measure) -> dict[Subject, list[Round]]:
-    """Run the loop and return each subject's rounds; the weights after them are `weights_after`."""
+    """Run the loop and return each subject's rounds; what they ask for is `move_after`."""
     history: dict[Subject, list[Round]] = {subject: [] for subject in subjects}
     for number in range(course.rounds):
         unsettled = [subject for subject in subjects if not settled(history[subject], course.half_width)]
-        weights = {subject: weights_after(subject, history[subject], course.step) for subject in subjects}
+        if not unsettled:
+            break
+        moves = {subject: move_after(subject, history[subject], course) for subject in subjects}
         seeds = range(FIRST_SEED + number * course.images, FIRST_SEED + (number + 1) * course.images)
-        for concept in dict.fromkeys(subject.concept for subject in unsettled):
-            seen = measure(concept, weights, seeds)
-            for subject in unsettled:
-                if subject.concept == concept:
-                    history[subject].append(_round(subject, weights[subject], seen[subject.question]))
+        seen = measure(tuple(dict.fromkeys(subject.concept for subject in unsettled)), moves, seeds)
+        for subject in unsettled:
+            history[subject].append(_round(subject, moves[subject], seen))
     return history
+
+
+def move_after(subject: Subject, rounds: Sequence[Round], course: Course) -> Move:
+    """Return the move that the rounds so far ask for."""
+    return Move(weights_after(subject, rounds, course.step), following_after(rounds, course.following))
+
+
+def following_after(rounds: Sequence[Round], following: float) -> float:
+    """Return by what part of the weights what follows a concept moves: less, the less it is recognized."""
+    lost = sum(rounds[0].recognized - one.recognized for one in rounds)
+    return following * min(1.0, exp(-YIELDING * lost))
 
 
 def weights_after(subject: Subject, rounds: Sequence[Round], step: float) -> Floats:
@@ -118,5 +153,8 @@ def _estimate(one: Round, step: float) -> tuple[Floats, float]:
     return np.asarray(one.weights) + step * (error - error.mean()), one.images * float(1 - shares @ shares)
 
 
-def _round(subject: Subject, weights: Floats, answers: Sequence[str]) -> Round:
-    return Round(tuple(weights.tolist()), tuple(answers.count(answer) for answer in subject.answers))
+def _round(subject: Subject, move: Move, seen: Answers) -> Round:
+    answers, named = seen[subject.concept, subject.question], seen.get((subject.concept, CONCEPT), ())
+    counts = tuple(answers.count(answer) for answer in subject.answers)
+    recognized = named.count(bare(subject.concept)) / max(len(named), 1)
+    return Round(tuple(move.weights.tolist()), counts, move.following, recognized)

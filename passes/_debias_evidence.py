@@ -44,6 +44,8 @@ def _rounds(edit: DebiasConcepts, subject: Subject, rounds: Sequence[Round]) -> 
                 "weight": decimal(one.weights[i]),
                 "share": decimal(one.shares[i]),
                 "interval": [decimal(bound) for bound in wilson(one.counts[i], one.images)],
+                "following": decimal(one.following),
+                "recognized": decimal(one.recognized),
                 "images": one.images,
             }
             for one in rounds

@@ -1,8 +1,8 @@
 """Balance what concepts imply: projected out of text states, or moved until images are at parity."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,10 +17,11 @@ from ..compiler.text.encode import pooled_width, text_width
 from ..compiler.text.low_rank import Floats
 from ..compiler.text.text_map import Output, TextMap, with_text_map
 from ..compiler.work import Work
+from ..runtime.judges import CONCEPT
 from ..specs.errors import SpecError, UndecidedError, raise_all
 from ..specs.manifest import Decimal, Evidence
 from ._attributes import States, Value, aligned, values_of
-from ._balance import Course, Round, Subject, balance, images_for, weights_after
+from ._balance import Course, Move, Round, Subject, balance, images_for, move_after
 from ._closed_form import Moments
 from ._debias_evidence import DebiasEvidence, statements_of
 from ._debias_faults import faults_of, judge_faults
@@ -29,6 +30,9 @@ from ._projection import fair_pca_map, ridge_map
 from ._solution import Solution, Solved, SolvedMap, solution_of
 from ._templates import HELD_OUT, TEMPLATES, Text, fill
 from ._text_states import Mention, Reads, mentions_of
+
+if TYPE_CHECKING:
+    from ._crossed import Solve
 
 Wordings = Annotated[dict[Text, Text], Field(min_length=2)]
 
@@ -44,11 +48,13 @@ class DebiasConcepts(Pass):
     `balance` draws each concept, counts values, moves the state of the concept's last token by a weighted
     sum of the values' words, and those behind it by `following` of that, and solves one map A anew from the
     model as it was, round after round, until shares are within `half_width` of parity or `rounds` are over.
-    The empty prompt, prompts that say a value (`a female doctor`), the values' words, `preserve` and
-    `vocabulary` words of the tokenizer are held, with what they all weigh together beside a concept's one;
-    `following: 0` is UCE's choice and keeps what follows the concept as well. A round draws
-    `images` a concept, by default as many as make the 95 % interval of a share `half_width` to either
-    side; `step` is how far a weight moves for a factor e in the odds.
+    Templates are drawn with a map that was solved on the others, so that what is at parity is a template
+    that the map does not know; the map that stays is solved on all. A concept that the judge names less
+    often than at first has less of what follows it moved. The empty prompt, prompts that say a value
+    (`a female doctor`), the values' words, `preserve` and `vocabulary` words of the tokenizer are held, with
+    what they weigh beside a concept's one. A round draws `images` a concept, by default as many as make the
+    95 % interval of a share `half_width` to either side; `step` is how far a weight moves for a factor e in
+    the odds. With `following: 0` what follows the concept is kept as well, which is UCE's choice.
 
     `project` draws nothing: it takes the differences between values out of the rows of every concept
     and template: `estimator: ridge` all of them by `strength`, `fair_pca` their mean and wholly. The empty
@@ -80,11 +86,12 @@ class DebiasConcepts(Pass):
     rounds: Annotated[int, Field(ge=1, le=100)] = 5
     half_width: Annotated[float, Field(gt=0, lt=0.5)] = 0.1225
     images: Annotated[int | None, Field(ge=1, le=100_000, description="a concept and round")] = None
-    step: Annotated[float, Field(gt=0, le=10)] = 0.25
+    step: Annotated[float, Field(gt=0, le=10)] = 0.5
     following: Annotated[float, Field(ge=0, le=1)] = 0.8
-    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    # A map that fits its own prompts more closely falls short on others by more, and unevenly.
+    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-3
     # Held as lightly as a concept moves, `a male doctor` moves along with `a doctor`.
-    explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    explicit_weight: Annotated[float, Field(ge=0, le=1e6)] = 3.0
     preserve_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     vocabulary: Annotated[int, Field(ge=0, le=100_000)] = 400
     vocabulary_weight: Annotated[float, Field(gt=0, le=1e6)] = 10.0
@@ -127,7 +134,7 @@ class DebiasConcepts(Pass):
     def course(self) -> Course:
         """How the loop of `balance` runs."""
         images = images_for(self.half_width) if self.images is None else self.images
-        return Course(self.rounds, images, self.step, self.half_width)
+        return Course(self.rounds, images, self.step, self.half_width, self.following)
 
     @property
     def values(self) -> dict[str, tuple[Value, ...]]:
@@ -141,9 +148,14 @@ class DebiasConcepts(Pass):
         if self.method == "project":
             return Solved({kind: self._projection(rows) for kind, rows in states.items()}, {})
         words = self.words(pipeline)
-        history = self._balance(pipeline, lambda weights: self._maps(states, words, weights))
-        weights = {subject: weights_after(subject, rounds, self.step) for subject, rounds in history.items()}
-        return Solved(self._maps(states, words, weights), history)
+
+        def solve(moves: Mapping[Subject, Move], templates: Sequence[str]) -> dict[str, Floats]:
+            said = [(template, word) for template, word in words if template in templates]
+            return {kind: self._map(rows, templates, said, moves) for kind, rows in states.items()}
+
+        history = self._balance(pipeline, lambda moves, templates: _as_map(solve(moves, templates)))
+        moves = {subject: move_after(subject, rounds, self.course) for subject, rounds in history.items()}
+        return Solved(solve(moves, self.templates), history)
 
     def _projection(self, states: States) -> Floats:
         fixed = states.empty
@@ -175,31 +187,20 @@ class DebiasConcepts(Pass):
             for values in self.values.values()
         ]
 
-    def _balance(
-        self, pipeline: Pipeline, solve: Callable[[Mapping[Subject, Floats]], dict[str, Floats]]
-    ) -> dict[Subject, list[Round]]:
+    def _balance(self, pipeline: Pipeline, solve: "Solve") -> dict[Subject, list[Round]]:
         from ..compiler.evidence.survey import Survey
+        from ._crossed import Crossed
 
         studio = pipeline.studio or Studio(pipeline.sampling)
         judge = open_judge(self.judge)
         raise_all(UndecidedError, list(judge_faults(self, judge)))
         advance = studio.report.task("draw to balance", self.work().images)
-        maps: dict[tuple[Any, ...], TextMap] = {}
-
-        def measure(
-            concept: str, weights: Mapping[Subject, Floats], seeds: range
-        ) -> Mapping[str, Sequence[str]]:
-            key = tuple(tuple(weight.tolist()) for weight in weights.values())
-            if key not in maps:
-                maps.clear()
-                maps[key] = _as_map(solve(weights))
-            prompts = [fill(self.templates[i % len(self.templates)], concept) for i in range(len(seeds))]
-            answers = survey.ask(maps[key], prompts, list(seeds), list(self.attributes))
-            advance(len(seeds))
-            return answers
-
+        # A judge that tells no concepts apart cannot say whether this one is lost.
+        named = (CONCEPT,) if CONCEPT in judge.answers else ()
+        questions = tuple(dict.fromkeys((*self.attributes, *named)))
         with Survey(pipeline.with_sampling(studio.sampling), judge, studio.cache) as survey:
-            return balance(self.subjects, self.course, measure)
+            draws = Crossed(survey, solve, self.templates, questions, advance)
+            return balance(self.subjects, self.course, draws.measure)
 
     @property
     def subjects(self) -> list[Subject]:
@@ -210,57 +211,58 @@ class DebiasConcepts(Pass):
             for name, values in self.values.items()
         ]
 
-    def _maps(
-        self,
-        states: Mapping[str, States],
-        words: Sequence[tuple[str, str]],
-        weights: Mapping[Subject, Floats],
-    ) -> dict[str, Floats]:
-        return {kind: self._map(rows, words, weights) for kind, rows in states.items()}
-
     def _map(
-        self, states: States, words: Sequence[tuple[str, str]], weights: Mapping[Subject, Floats]
+        self,
+        states: States,
+        templates: Sequence[str],
+        words: Sequence[tuple[str, str]],
+        moves: Mapping[Subject, Move],
     ) -> Floats:
-        """Solve for the map that moves a concept's last token c to c + sum w_v a_v, what follows less."""
+        """Solve for the map that moves a concept's last token c to c + sum w_v a_v, what follows less.
+
+        A prompt's last token weighs as much as all that follows it, in what moves and in what stays.
+        """
         moments = Moments(states.width)
-        share = 1 / len(self.templates)
+        share = 1 / len(templates)
         for concept in self.concepts:
-            for template in self.templates:
+            for template in templates:
                 rows = states.rows(template, concept)
-                shift = self._shift(states, template, concept, weights)
+                shift, after = self._shifts(states, template, concept, moves)
                 moments.move(rows[:1], rows[:1] + shift, share)
                 # What follows says what the concept is, too: moved as far, it is drawn as another.
-                moments.move(rows[1:], rows[1:] + self.following * shift, share / max(len(rows) - 1, 1))
-        for prompts, weight in self._kept(words):
+                moments.move(rows[1:], rows[1:] + after, share / max(len(rows) - 1, 1))
+        for prompts, weight in self._kept(templates, words):
             for template, prompt in prompts:
                 rows = states.rows(template, prompt)
-                moments.keep(rows, weight / (len(prompts) * len(rows)))
+                moments.keep(rows[:1], weight / len(prompts))
+                moments.keep(rows[1:], weight / (len(prompts) * max(len(rows) - 1, 1)))
         empty = states.empty
         moments.keep(empty, EMPTY_WEIGHT / len(empty))
         return moments.solve(self.ridge * moments.mean_square).matrix
 
-    def _shift(
-        self, states: States, template: str, concept: str, weights: Mapping[Subject, Floats]
-    ) -> Floats:
-        return sum(
-            (
-                weight * states.word(template, value.words)
-                for subject, given in weights.items()
-                if subject.concept == concept
-                for value, weight in zip(self.values[subject.question], given, strict=True)
-            ),
-            np.zeros((1, states.width)),
-        )
+    def _shifts(
+        self, states: States, template: str, concept: str, moves: Mapping[Subject, Move]
+    ) -> tuple[Floats, Floats]:
+        """Return by how much a concept's last token moves, and what follows it; [1, D] each."""
+        shift, after = np.zeros((1, states.width)), np.zeros((1, states.width))
+        for subject, move in moves.items():
+            if subject.concept == concept:
+                for value, weight in zip(self.values[subject.question], move.weights, strict=True):
+                    words = weight * states.word(template, value.words)
+                    shift, after = shift + words, after + move.following * words
+        return shift, after
 
-    def _kept(self, words: Sequence[tuple[str, str]]) -> Iterator[tuple[list[tuple[str, str]], float]]:
-        """Yield prompts that stay, each with its template, and what they weigh together."""
+    def _kept(
+        self, templates: Sequence[str], words: Sequence[tuple[str, str]]
+    ) -> Iterator[tuple[list[tuple[str, str]], float]]:
+        """Yield prompts that stay, each with its template, and what they weigh beside a concept's one."""
         for explicit in self.explicit().values():
             if explicit and self.explicit_weight:
-                yield [(t, said) for t in self.templates for said in explicit], self.explicit_weight
+                yield [(t, said) for t in templates for said in explicit], self.explicit_weight
         said = [value.words for values in self.values.values() for value in values]
-        yield [(t, text) for t in self.templates for text in said], 1.0
+        yield [(t, text) for t in templates for text in said], 1.0
         if self.preserve:
-            yield [(t, text) for t in self.templates for text in self.preserve], self.preserve_weight
+            yield [(t, text) for t in templates for text in self.preserve], self.preserve_weight
         if words:
             yield list(words), self.vocabulary_weight
 

@@ -144,8 +144,9 @@ def test_the_pass_solves_uces_formula(
 
     def keep(prompts: list[tuple[str, str]], total: float) -> None:
         for template, text in prompts:
-            rows = states.rows(template, text)
-            kept.extend((row, total / len(prompts) / len(rows)) for row in rows)
+            first, *rest = states.rows(template, text)
+            kept.append((first, total / len(prompts)))
+            kept.extend((row, total / len(prompts) / len(rest)) for row in rest)
 
     templates = block["templates"]
     for concept in block["concepts"]:

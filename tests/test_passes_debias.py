@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from retouch.compiler.work import Work
 from retouch.passes._balance import (
     FIRST_SEED,
     Course,
+    Move,
     Round,
     Subject,
     balance,
     deviation,
+    following_after,
     images_for,
     settled,
     weights_after,
 )
 from retouch.passes._closed_form import Moments
+from retouch.passes._crossed import Crossed, parted
 from retouch.passes._projection import fair_pca_map, ridge_map, span
 from retouch.specs.errors import SpecError
 from retouch.specs.fields import DEMO
@@ -38,6 +42,7 @@ from .passes import make, open_tiny
 WIDTH = 24
 SEEDS = st.integers(0, 2**32 - 1)
 NOTHING = np.zeros((0, WIDTH))
+Answers = dict[tuple[str, str], Sequence[str]]
 GENDER = {"gender": {"male": "a man {}", "female": "a woman {}"}}
 
 
@@ -145,17 +150,13 @@ def test_a_logistic_concept_comes_to_parity(bias: float) -> None:
     random = np.random.default_rng(0)
     slopes = {subjects[0]: 12.0, subjects[1]: 4.0}
 
-    def measure(
-        concept: str, weights: Mapping[Subject, np.ndarray], seeds: range
-    ) -> dict[str, Sequence[str]]:
-        found: dict[str, Sequence[str]] = {}
+    def measure(concepts: Sequence[str], moves: Mapping[Subject, Move], seeds: range) -> Answers:
+        found: Answers = {}
         for subject in subjects:
-            if subject.concept == concept:
-                lean = np.linspace(0, bias, len(subject.answers))
-                odds = np.exp(lean + slopes[subject] * weights[subject])
-                found[subject.question] = random.choice(
-                    subject.answers, len(seeds), p=odds / odds.sum()
-                ).tolist()
+            lean = np.linspace(0, bias, len(subject.answers))
+            odds = np.exp(lean + slopes[subject] * moves[subject].weights)
+            drawn = random.choice(subject.answers, len(seeds), p=odds / odds.sum()).tolist()
+            found[subject.concept, subject.question] = drawn
         return found
 
     course = Course(rounds=8, images=200, step=0.15, half_width=0.07)
@@ -171,14 +172,72 @@ def test_settled_concepts_are_not_drawn_again_and_seeds_never_repeat() -> None:
     subject = Subject("a doctor", "gender", ("male", "female"))
     asked: list[range] = []
 
-    def measure(concept: str, weights: object, seeds: range) -> dict[str, Sequence[str]]:
+    def measure(concepts: Sequence[str], moves: object, seeds: range) -> Answers:
         asked.append(seeds)
-        return {"gender": ["male", "female"] * (len(seeds) // 2)}
+        genders = ["male", "female"] * (len(seeds) // 2)
+        return {("a doctor", "gender"): genders, ("a doctor", "concept"): ["doctor"] * len(genders)}
 
     history = balance([subject], Course(5, 10, 0.15, 0.1), measure)
     assert asked == [range(FIRST_SEED, FIRST_SEED + 10), range(FIRST_SEED + 10, FIRST_SEED + 20)]
     assert settled(history[subject], 0.1)
     assert deviation(history[subject][0]) == 0
+
+
+def test_the_less_a_concept_is_recognized_the_less_of_what_follows_it_moves() -> None:
+    subject = Subject("a doctor", "gender", ("male", "female"))
+
+    def measure(concepts: Sequence[str], moves: Mapping[Subject, Move], seeds: range) -> Answers:
+        move = moves[subject]
+        lost = round(0.6 * move.following * abs(move.weights[0]) * len(seeds))
+        named = ["pilot"] * lost + ["doctor"] * (len(seeds) - lost)
+        return {("a doctor", "gender"): ["male"] * len(seeds), ("a doctor", "concept"): named}
+
+    history = balance([subject], Course(4, 50, 0.5, 0.1, following=0.8), measure)[subject]
+    assert history[0].recognized == 1 and history[0].following == history[1].following == 0.8
+    assert all(after.following < before.following for before, after in pairwise(history[1:]))
+    assert history[-1].recognized > history[1].recognized
+
+
+def test_a_concept_that_its_judge_never_named_moves_wholly() -> None:
+    rounds = [Round((0.0, 0.0), (9, 1), 0.8, recognized=0.0)] * 3
+    assert following_after(rounds, 0.8) == 0.8
+    assert following_after([], 0.8) == 0.8
+
+
+@given(st.integers(1, 30))
+def test_every_template_is_left_out_once(count: int) -> None:
+    templates = [f"{{}} {i}" for i in range(count)]
+    parts = parted(templates)
+    assert [template for part, _ in parts for template in part] == templates
+    for part, others in parts:
+        assert others
+        assert sorted(others) == sorted(templates if count == 1 else set(templates) - set(part))
+
+
+def test_a_template_is_drawn_with_a_map_that_was_solved_on_the_others() -> None:
+    templates = [f"{{}} {i}" for i in range(3)]
+    asked: list[str] = []
+
+    class Named:
+        """Answers with the prompt and the map that it came with."""
+
+        def ask(self, text_map: str, prompts: Sequence[str], seeds: Sequence[int], questions: Sequence[str]):
+            asked.extend(prompts)
+            said = [f"{prompt} @{seed}: {text_map}" for prompt, seed in zip(prompts, seeds, strict=True)]
+            return dict.fromkeys(questions, said)
+
+    def solve(moves: object, others: Sequence[str]) -> Any:
+        return "|".join(others)
+
+    draws = Crossed(Named(), solve, templates, ["gender"], lambda count: None)  # type: ignore[arg-type]
+    found = draws.measure(["a cat", "a dog"], {}, range(4))
+    assert len(asked) == 8
+    for concept in ("a cat", "a dog"):
+        wanted = [
+            f"{concept} {seed % 3} @{seed}: {'|'.join(t for t in templates if t != templates[seed % 3])}"
+            for seed in range(4)
+        ]
+        assert sorted(found[concept, "gender"]) == sorted(wanted)
 
 
 # -- images ------------------------------------------------------------------------------------------------
