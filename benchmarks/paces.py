@@ -44,14 +44,21 @@ ROWS = (("demo", 4, 16), ("demo", 16, 16), ("sd15", 1, 32), ("sd15", 4, 32), ("s
 
 @click.command()
 @click.option("--rates", is_flag=True, help="Measure what planning counts on as well.")
-@click.option("--only", default="", help="Only builds whose title begins so; the others stay as they were.")
+@click.option("--only", default="", help="Build only what is called so; plan all of it anew.")
 def main(rates: bool, only: str) -> None:
     """Measure, print and write."""
     found = kept_results("paces")
     chosen = {title: text for title, text in SPECS.items() if title.startswith(only)}
     with tempfile.TemporaryDirectory() as name:
-        measured_now = {title: compared(text, Path(name)) for title, text in chosen.items()}
-    found["builds"] = {**found.get("builds", {}), **measured_now}
+        graphs = {"RETOUCH_CACHE": str(Path(name) / "cache")}
+        _said(retouch("prebuild", "demo"), graphs)
+        plans = {title: planned(text, Path(name), graphs) for title, text in SPECS.items()}
+        runs = {title: built(text, Path(name), graphs) for title, text in chosen.items()}
+    earlier = {title: build["taken"] for title, build in found.get("builds", {}).items()}
+    taken = {**earlier, **runs}
+    found["builds"] = {
+        title: {"planned": plans[title], "taken": taken[title]} for title in plans if title in taken
+    }
     if rates:
         found["rates"] = {" ".join(map(str, row)): pace(*row) for row in ROWS}
     write_results("paces", found)
@@ -59,14 +66,19 @@ def main(rates: bool, only: str) -> None:
     Console().print(table_of(found["builds"]))
 
 
-def compared(text: str, work: Path) -> dict[str, Any]:
-    """Return what the plan of a spec says, and what its build took; graphs were captured before."""
+def planned(text: str, work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the plan of a spec says; graphs were captured before."""
     (work / "edit.yaml").write_text(HEAD + text)
-    environment = {"RETOUCH_CACHE": str(work / "cache")}
-    _said(retouch("prebuild", "demo"), environment)
     cost = json.loads(_said(retouch("plan", work / "edit.yaml", "--json"), environment))["plan"]["cost"]
-    run = measured(retouch("build", work / "edit.yaml", "-o", work / "out", "--force"), environment)
-    return {"planned": {key: cost[key] for key in ("total_seconds", "memory_bytes")}, "taken": run.as_json()}
+    return {key: cost[key] for key in ("total_seconds", "memory_bytes")}
+
+
+def built(text: str, work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the build of a spec took."""
+    (work / "edit.yaml").write_text(HEAD + text)
+    return measured(
+        retouch("build", work / "edit.yaml", "-o", work / "out", "--force"), environment
+    ).as_json()
 
 
 def pace(model: str, batch: int, cells: int) -> dict[str, float]:
@@ -81,6 +93,9 @@ def lines(builds: dict[str, Any]) -> Iterable[str]:
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for cells in _cells(builds):
         yield f"| {' | '.join(cells)} |"
+    others = max(build["taken"]["others"] for build in builds.values())
+    busy = f"at most {others:g} of {os.cpu_count()} cores"
+    yield f"\nOther programs kept {busy} busy meanwhile: CPU seconds are what to compare."
 
 
 def table_of(builds: dict[str, Any]) -> Table:
@@ -92,7 +107,7 @@ def table_of(builds: dict[str, Any]) -> Table:
 
 
 def _cells(builds: dict[str, Any]) -> Iterable[tuple[str, ...]]:
-    for title in SPECS:
+    for title in sorted(builds, key=[*SPECS].index):
         found = builds[title]
         planned, taken = found["planned"], found["taken"]
         seconds = planned["total_seconds"], taken["seconds"], taken["cpu_seconds"]
