@@ -246,7 +246,8 @@ class Grams:
 
     def of_matrix(self, found: NDArray[Any], written: NDArray[Any]) -> "Products":
         """Return what one matrix [out, D], as found and as written, adds; products are taken in its type."""
-        square, change = float(np.sum(np.square(found, dtype=np.float64))), written - found
+        square = float(np.einsum("ij,ij->i", found, found).sum(dtype=np.float64))
+        change = written - found
         if self.basis is not None:
             basis = self.basis.T.astype(found.dtype)
             found, change = found @ basis, change @ basis
