@@ -339,7 +339,7 @@ def fill_probe(bench: Bench, method: str, probe: str) -> None:
     pipeline, key = bench.source, "unedited"
     if method != "none":
         pipeline, key, _ = _edited(bench, method, PROBED_COUNT)
-    attempt: Any = TypeAdapter[Any](probes.load(probe)).validate_python(PROBES[probe])
+    attempt: Any = TypeAdapter[Any](probes.load(probe)).validate_json(json.dumps(PROBES[probe]))
     key = digest_of([key, asdict(attempt), bench.grid.probe_images])
     name = f"{method}/{probe}"
     if _load(bench)["probes"].get(name, {}).get("key") == key:

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import erasure_table as table
 from benchmarks._erasure_page import harmonic_mean, page_text
+from retouch.compiler.cache import default_cache
+from retouch.compiler.gates._judging import JudgeFile, open_judge
 from retouch.compiler.load import load_pipeline
 from retouch.compiler.studio import Quiet, Studio
 from retouch.specs.fields import DEMO
@@ -17,10 +19,9 @@ METHODS, PROBES = ("linear", "training"), ("plain", "static")
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> table.Bench:
-    monkeypatch.setattr(table, "default_cache", lambda: tmp_path)
+def bench(tmp_path: Path) -> table.Bench:
     source = load_pipeline(DEMO / "model", GRID.sampler, GRID.steps, GRID.guidance)
-    studio = Studio(source.sampling, tmp_path, Quiet())
+    studio = Studio(source.sampling, default_cache(), Quiet())
     return table.Bench(GRID, replace(source, studio=studio), {}, tmp_path / "results.json", lambda text: None)
 
 
@@ -30,7 +31,10 @@ def test_equal_bytes_have_equal_keys_and_other_edits_have_others(bench: table.Be
     assert table._edited(bench, "nullspace", 1)[1] not in keys
 
 
-def test_seconds_are_those_of_the_first_time(bench: table.Bench) -> None:
+def test_seconds_are_those_of_the_first_time(
+    bench: table.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "default_cache", lambda: tmp_path)
     assert table._first_time(bench, "key", 7.5) == 7.5
     assert table._first_time(bench, "key", 0.1) == 7.5
     assert table._first_time(bench, "other", 0.1) == 0.1
@@ -77,3 +81,21 @@ def test_a_concept_that_comes_back_more_than_its_control_was_only_avoided() -> N
     assert "- **linear**: avoidance only, `plain` recovers 60 % (control 2 %)" in text
     assert "- **training**: `plain` recovered no more than the control" in text
     assert "| linear | 60 (50 to 69) [2] | 0.50 [0.90] |" in text
+
+
+def test_a_probe_is_kept_until_the_edit_or_its_effort_is_another(
+    bench: table.Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = replace(bench, judges={"demo": open_judge(JudgeFile.resolve("demo", Path()))})
+    monkeypatch.setattr(table, "PROBED", 1)
+    monkeypatch.setattr(table.Bench, "settings", property(lambda self: {}))
+    table.fill_probe(bench, "none", "plain")
+    (found,) = table._load(bench)["probes"]["none/plain"]["found"]
+    assert found["subject"] == table._prompt(table.CONCEPTS[0][0])
+    assert found["count"] == GRID.probe_images
+    told: list[str] = []
+    table.fill_probe(replace(bench, tell=told.append), "none", "plain")
+    assert not told
+    other = replace(bench, tell=told.append, grid=replace(GRID, probe_images=2))
+    table.fill_probe(other, "none", "plain")
+    assert told
