@@ -48,6 +48,9 @@ ENGINE_SECONDS, ENGINE_RATE = 0.8, 75e6
 # gradient, for each number of all layers, 8 to 12 for SD 1.5's and 11 to 17 for the demo's
 # (benchmarks/paces.py).
 RUN_BYTES, GRADIENT_BYTES = 24, 10
+# The same where onnxruntime draws: for SD 1.5, 2.1 and SDXL at 256x256 `retouch run` takes 0.1 to 0.4 GB
+# beside the weights (benchmarks/compile.py, true_size.py): at most 12 for the decoder, which is widest.
+DRAW_BYTES = 12
 # Room beside what is written: graphs, tokenizers, evidence.
 SMALL_FILES = 64 << 20
 
@@ -180,7 +183,7 @@ def _working_memory(pipeline: Pipeline, step: Step) -> int:
     if work.drawn:
         models = _float32(pipeline, MODEL_ROLES) * (2 if work.drawn_before else 1)
         batch = BATCH * max(2 * denoiser.widest, decoder.widest)
-        needed.append(COLD_MEMORY + models + (os.cpu_count() or 1) * RUN_BYTES * batch)
+        needed.append(COLD_MEMORY + models + (os.cpu_count() or 1) * DRAW_BYTES * batch)
     return max(needed)
 
 
