@@ -16,12 +16,10 @@ from ..specs.errors import Fault, UndecidedError, raise_all
 from .emit import Emitter
 from .evidence.parity import MAPPED_ONLY
 from .evidence.trial import BATCH
-from .graphs.capture import program_key
-from .graphs.interfaces import interfaces
+from .graphs.aside import cold_graphs, shares_of
 from .ir import Pipeline
 from .load import MODEL_ROLES
 from .multiplications import of_image
-from .store import Store
 from .work import Step, Work
 from .write import AHEAD
 
@@ -77,13 +75,14 @@ def estimate(
     Time is without encoding prompts, and without what the steps ask of the model: `Pace` times that.
     """
     cold = _cold(pipeline, emitters, cache)
-    weights = sum(cold.values())
+    # Weights that each process traces, one graph after the other.
+    traced = [[cold[name] for name in share] for share in shares_of(cold) or [list(cold)]]
     disk = sum(emitter.written_bytes(pipeline) for emitter in emitters)
     imports = IMPORT_SECONDS if cold or any(step.work.in_torch for step in steps) else 0.0
-    seconds = disk / WRITE_RATE + imports + CAPTURE_SECONDS * weights
+    seconds = disk / WRITE_RATE + imports + CAPTURE_SECONDS * max(map(sum, traced))
     engines = max((emitter.engine_memory(pipeline) for emitter in emitters), default=0)
     working = [_working_memory(pipeline, step) for step in steps]
-    memory = max(_memory(pipeline, cold), WARM_MEMORY + engines, *working)
+    memory = max(_memory(pipeline, traced), WARM_MEMORY + engines, *working)
     # What is drawn from beside the artefact is written as well, to go again: the source, or a loop's model.
     beside = max((_float32(pipeline, MODEL_ROLES) for step in steps if step.work.drawn), default=0)
     return Cost(seconds, memory, disk + beside + SMALL_FILES, tuple(cold), engines)
@@ -160,12 +159,7 @@ def _cold(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> dict[
     """Return the graphs that must be captured, and how many weights each component has."""
     if not any(emitter.captures for emitter in emitters):
         return {}
-    store = Store(cache)
-    return {
-        interface.folder: len(pipeline.tensors_of(interface.component.name))
-        for interface in interfaces(pipeline)
-        if not store.has(program_key(interface, pipeline.graph_edits))
-    }
+    return cold_graphs(pipeline, cache)
 
 
 def _working_memory(pipeline: Pipeline, step: Step) -> int:
@@ -193,7 +187,9 @@ def _float32(pipeline: Pipeline, roles: Iterable[str]) -> int:
     return 4 * sum(prod(t.shape) for name in components for t in pipeline.tensors_of(name).values())
 
 
-def _memory(pipeline: Pipeline, cold: dict[str, int]) -> int:
+def _memory(pipeline: Pipeline, traced: Sequence[Sequence[int]]) -> int:
+    """Return what writing takes, and before it the processes that trace graphs."""
     largest = max((2 * prod(tensor.shape) * 4 for tensor in pipeline.tensors.values()), default=0)
     writing = WARM_MEMORY + max(AHEAD, largest)
-    return max(writing, COLD_MEMORY + CAPTURE_MEMORY * max(cold.values())) if cold else writing
+    tracing = sum(COLD_MEMORY + CAPTURE_MEMORY * max(weights) for weights in traced if weights)
+    return max(writing, tracing + (WARM_MEMORY if len(traced) > 1 else 0))

@@ -31,30 +31,35 @@ def capture_aside(
     pipeline: Pipeline, cache: Path, advance: Callable[[int], None] = lambda count: None
 ) -> None:
     """Capture the graphs of a large model that the cache lacks; `advance` hears of each."""
-    store = Store(cache)
-    cold = [
-        (len(pipeline.tensors_of(interface.component.name)), interface)
-        for interface in interfaces(pipeline)
-        if not store.has(program_key(interface, pipeline.graph_edits))
-    ]
-    if sum(weights for weights, _ in cold) < WORTH:
-        return
+    shares = shares_of(cold_graphs(pipeline, cache))
+    known = {interface.folder: interface for interface in interfaces(pipeline)}
     with ExitStack() as stack:
-        shares = [(share, _start(share, pipeline.graph_edits, cache, stack)) for share in _shares(cold)]
-        for share, process in shares:
+        started = [
+            _start([known[folder] for folder in share], pipeline.graph_edits, cache, stack)
+            for share in shares
+        ]
+        for share, process in zip(shares, started, strict=True):
             process.wait()
             advance(len(share))
 
 
-def _shares(cold: Iterable[tuple[int, Interface]]) -> list[list[Interface]]:
-    """Split graphs among as many processes as there are cores, so that each has about as much to trace."""
-    ordered = sorted(cold, key=lambda one: (-one[0], one[1].folder))
-    shares: list[list[Interface]] = [[] for _ in range(min(len(ordered), os.cpu_count() or 1))]
-    traced = [0] * len(shares)
-    for weights, interface in ordered:
-        least = traced.index(min(traced))
-        traced[least] += weights
-        shares[least].append(interface)
+def cold_graphs(pipeline: Pipeline, cache: Path) -> dict[str, int]:
+    """Return the folders of graphs that the cache lacks, and how many weights each one's component has."""
+    store = Store(cache)
+    return {
+        interface.folder: len(pipeline.tensors_of(interface.component.name))
+        for interface in interfaces(pipeline)
+        if not store.has(program_key(interface, pipeline.graph_edits))
+    }
+
+
+def shares_of(cold: Mapping[str, int]) -> list[list[str]]:
+    """Return which graphs each process captures, about as much in each; nothing where none is worth it."""
+    if sum(cold.values()) < WORTH:
+        return []
+    shares: list[list[str]] = [[] for _ in range(min(len(cold), os.cpu_count() or 1))]
+    for folder in sorted(cold, key=lambda name: (-cold[name], name)):
+        min(shares, key=lambda share: sum(map(cold.__getitem__, share))).append(folder)
     return shares
 
 
