@@ -74,7 +74,7 @@ def estimate(
 
     Time is without encoding prompts, and without what the steps ask of the model: `Pace` times that.
     """
-    cold = _cold(pipeline, emitters, cache)
+    cold = graphs_to_capture(pipeline, emitters, cache)
     # Weights that each process traces, one graph after the other.
     traced = [[cold[name] for name in share] for share in shares_of(cold) or [list(cold)]]
     disk = sum(emitter.written_bytes(pipeline) for emitter in emitters)
@@ -155,11 +155,9 @@ def shortages(cost: Cost, target: Path) -> list[Fault]:
     return faults
 
 
-def _cold(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> dict[str, int]:
+def graphs_to_capture(pipeline: Pipeline, emitters: Sequence[Emitter], cache: Path) -> dict[str, int]:
     """Return the graphs that must be captured, and how many weights each component has."""
-    if not any(emitter.captures for emitter in emitters):
-        return {}
-    return cold_graphs(pipeline, cache)
+    return cold_graphs(pipeline, {role for emitter in emitters for role in emitter.captures}, cache)
 
 
 def _working_memory(pipeline: Pipeline, step: Step) -> int:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from retouch.compiler.graphs.program import Op, Program, Ref
 from retouch.compiler.graphs.skeleton import Form
 from retouch.compiler.ir import GraphEdit, Pipeline
 from retouch.compiler.reproducer import FOLDER
+from retouch.compiler.sources import MODEL_ROLES
 from retouch.compiler.store import Store
 from retouch.specs.canonical import digest_of
 from retouch.specs.errors import InputError
@@ -215,13 +217,17 @@ def keys(pipeline: Pipeline) -> dict[str, str]:
     return {each.folder: program_key(each, pipeline.graph_edits) for each in interfaces(pipeline)}
 
 
+def capture_cold(pipeline: Pipeline, cache: Path, heard: Callable[[int], None] = lambda count: None) -> None:
+    aside.capture_aside(pipeline, aside.cold_graphs(pipeline, MODEL_ROLES, cache), cache, heard)
+
+
 def test_processes_of_their_own_capture_the_same(
     tiny: Path, skeletons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aside, "WORTH", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     pipeline, heard = load(tiny), list[int]()
-    aside.capture_aside(pipeline, tmp_path, heard.append)
+    capture_cold(pipeline, tmp_path, heard.append)
     assert len(heard) == 2
     assert sum(heard) == len(FOLDERS)
     graphs(pipeline, skeletons)
@@ -230,7 +236,7 @@ def test_processes_of_their_own_capture_the_same(
         for folder, key in keys(pipeline).items()
     }
     assert all(made is not None and made == known for made, known in found.values()), found
-    aside.capture_aside(pipeline, tmp_path, heard.append)
+    capture_cold(pipeline, tmp_path, heard.append)
     assert len(heard) == 2  # nothing was left to do
 
 
@@ -241,7 +247,7 @@ def test_what_a_process_cannot_capture_is_told_where_it_is_needed(
     pipeline = load(tiny)
     broken = interface(tiny, down_block_types=["NoSuchBlock"]).component
     pipeline = replace(pipeline, components={**pipeline.components, "unet": broken})
-    aside.capture_aside(pipeline, tmp_path)
+    capture_cold(pipeline, tmp_path)
     captured = {folder for folder, key in keys(pipeline).items() if Store(tmp_path).has(key)}
     assert "unet" not in captured
     with pytest.raises(InputError, match="NoSuchBlock"):
@@ -249,5 +255,5 @@ def test_what_a_process_cannot_capture_is_told_where_it_is_needed(
 
 
 def test_a_small_model_is_worth_no_process(tiny: Path, tmp_path: Path) -> None:
-    aside.capture_aside(load(tiny), tmp_path)
+    capture_cold(load(tiny), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from emitting import load
+from pydantic import TypeAdapter
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -22,19 +24,21 @@ from retouch.compiler.build import Options, build
 from retouch.compiler.commands.build import command as build_command
 from retouch.compiler.commands.plan import command as plan_command
 from retouch.compiler.commands.prebuild import command as prebuild_command
-from retouch.compiler.cost import Cost, Pace, check_room, estimate
+from retouch.compiler.cost import Cost, Pace, check_room, estimate, graphs_to_capture
 from retouch.compiler.digests import remembering
+from retouch.compiler.emit import Job
 from retouch.compiler.emit.onnx import Onnx
 from retouch.compiler.emit.tensorrt import Tensorrt
 from retouch.compiler.emit.tensorrt_rtx import TensorrtRtx
 from retouch.compiler.engines.building import memory_needed
-from retouch.compiler.graphs import prebuild
+from retouch.compiler.graphs import capture, prebuild
 from retouch.compiler.graphs.capture import program_of
-from retouch.compiler.graphs.interfaces import interfaces
+from retouch.compiler.graphs.interfaces import Interface, interfaces
 from retouch.compiler.graphs.prebuild import config_folder, config_pipeline
 from retouch.compiler.graphs.program import Program
 from retouch.compiler.multiplications import of_graph, of_image
 from retouch.compiler.plan import make_plan
+from retouch.compiler.registry import emitters
 from retouch.compiler.work import Step, Work
 from retouch.specs.canonical import digest_file
 from retouch.specs.errors import Fault, InputError, SpecError, UndecidedError
@@ -340,6 +344,7 @@ import sys
 from pathlib import Path
 from retouch.compiler.build import Options, build
 from retouch.compiler.plan import make_plan
+from retouch.compiler.registry import emitters
 
 build(make_plan(Path(sys.argv[1])), Path(sys.argv[2]), Options(cache=Path(sys.argv[3])))
 print("torch" in sys.modules, "transformers" in sys.modules)
@@ -353,3 +358,40 @@ def test_a_warm_build_imports_no_torch(tiny: Path, skeletons: Path, spec: Path, 
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ran.stdout == "False False\n"
     assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+class Captured(Exception):
+    """A graph was asked for."""
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"onnx": {}},
+        {"diffusers": {}},
+        {"single_file": {}},
+        {"comfy": {}},
+        {"comfy": {"graph": False}},
+        {"tensorrt": {}},
+    ],
+    ids=str,
+)
+def test_a_target_says_whose_graphs_it_captures(
+    tiny: Path, tmp_path: Path, block: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((name, parameters),) = block.items()
+    emitter = TypeAdapter[Any](emitters.load(name)).validate_json(json.dumps(parameters))
+    pipeline = load(tiny)
+    assert set(graphs_to_capture(pipeline, [emitter], tmp_path)) <= set(FOLDERS)
+    asked, out = list[str](), tmp_path / "out"
+    out.mkdir()
+
+    def note(interface: Interface, *_: Any) -> None:
+        asked.append(interface.component.role)
+        raise Captured
+
+    monkeypatch.setattr(capture, "program_of", note)
+    with pytest.raises(Captured) if emitter.captures else nullcontext():
+        emitter.emit(pipeline, out, Job(pipeline, (), lambda *_: None, tmp_path))
+    assert set(asked) <= set(emitter.captures)
+    assert bool(asked) == bool(emitter.captures)

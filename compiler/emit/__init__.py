@@ -5,7 +5,7 @@ tensor is read, cast, shown to the observers, hashed, written and freed.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -87,10 +87,13 @@ class Emitter(ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    # Whether graphs are written: those that the cache does not hold are captured first, with torch.
-    captures: ClassVar[bool] = False
     # Whether images can be drawn from it on any machine, as gates do.
     drawn_from: ClassVar[bool] = False
+
+    @property
+    def captures(self) -> Collection[str]:
+        """Roles whose graphs are written: those that the cache lacks are captured first, with torch."""
+        return ()
 
     @abstractmethod
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:

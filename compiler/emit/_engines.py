@@ -1,7 +1,7 @@
 """What both TensorRT targets share: their parameters, and the graphs that engines are built from."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from ..engines.building import Shapes, memory_needed
 from ..engines.profiles import own_size, profiles_of
 from ..graphs.interfaces import interfaces
 from ..ir import Pipeline
+from ..sources import MODEL_ROLES
 from ..work import Work
 from . import Emitted, Emitter, Job
 from .onnx import Onnx, Size
@@ -35,6 +36,10 @@ class EngineEmitter(Emitter):
     batch: tuple[Count, Count, Count] = (1, 1, 1)
     sizes: Annotated[tuple[Size, ...], Field(max_length=16)] = ()
     parity: bool = True
+
+    @property
+    def captures(self) -> Collection[str]:
+        return MODEL_ROLES
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         profiles = profiles_of(pipeline, self.batch, self.sizes)

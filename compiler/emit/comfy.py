@@ -5,7 +5,7 @@ the pooled text state with the sizes already embedded. Its TensorRT nodes take a
 Source: ComfyUI, `comfy/ldm/modules/diffusionmodules/openaimodel.py`; ComfyUI_TensorRT.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -45,6 +45,10 @@ class Comfy(Emitter):
 
     precision: Literal["source", "float32", "float16"] = "source"
     graph: bool = True
+
+    @property
+    def captures(self) -> Collection[str]:
+        return ("denoiser",) if self.graph else ()
 
     def emit(self, pipeline: Pipeline, folder: Path, job: Job) -> Emitted:
         pipeline = fuse_text_map(pipeline, self.name)

@@ -1,6 +1,6 @@
 """ONNX, one graph a component: the artefact's own layout, which other ONNX hosts open as it is."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..graphs.skeleton import DATA, DTYPES, Form, Packing, Precision, ProfileNam
 from ..ir import GraphEdit, Pipeline
 from ..layout import write_config, write_layout
 from ..multiplications import of_graph
+from ..sources import MODEL_ROLES
 from ..tensors import Tensor
 from ..work import Work
 from ..write import Entry, WritePass
@@ -52,8 +53,11 @@ class Onnx(Emitter):
     size: Size | None = None
     sizes: Annotated[tuple[Size, ...], Field(max_length=16)] = ()
     parity: bool = True
-    captures: ClassVar[bool] = True
     drawn_from: ClassVar[bool] = True
+
+    @property
+    def captures(self) -> Collection[str]:
+        return MODEL_ROLES
 
     def written_bytes(self, pipeline: Pipeline) -> int:
         return sum(self.bytes_of(pipeline, name) for name in pipeline.components)

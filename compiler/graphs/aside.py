@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,10 +28,13 @@ WORTH = 1000
 
 
 def capture_aside(
-    pipeline: Pipeline, cache: Path, advance: Callable[[int], None] = lambda count: None
+    pipeline: Pipeline,
+    cold: Mapping[str, int],
+    cache: Path,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Capture the graphs of a large model that the cache lacks; `advance` hears of each."""
-    shares = shares_of(cold_graphs(pipeline, cache))
+    """Capture graphs that the cache lacks, if the model is large; `advance` hears of each."""
+    shares = shares_of(cold)
     known = {interface.folder: interface for interface in interfaces(pipeline)}
     with ExitStack() as stack:
         started = [
@@ -43,13 +46,13 @@ def capture_aside(
             advance(len(share))
 
 
-def cold_graphs(pipeline: Pipeline, cache: Path) -> dict[str, int]:
-    """Return the folders of graphs that the cache lacks, and how many weights each one's component has."""
+def cold_graphs(pipeline: Pipeline, roles: Collection[str], cache: Path) -> dict[str, int]:
+    """Return the folders of graphs of some roles that the cache lacks, and how many weights each has."""
     store = Store(cache)
     return {
         interface.folder: len(pipeline.tensors_of(interface.component.name))
         for interface in interfaces(pipeline)
-        if not store.has(program_key(interface, pipeline.graph_edits))
+        if interface.component.role in roles and not store.has(program_key(interface, pipeline.graph_edits))
     }
 
 
