@@ -12,6 +12,7 @@ Nothing here is computed before `read()`. Only `Shared` keeps what it computed: 
 contract (a D x D matrix), everything else is as large as a weight.
 """
 
+import mmap
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -79,8 +80,13 @@ class Stored:
     def read(self) -> Array:
         if self.size == 0:
             return np.empty(self.shape, self.dtype)
-        mapped = np.memmap(self.file, mode="r", dtype=np.uint8, offset=self.offset, shape=(self.size,))
-        return np.asarray(mapped).view(self.dtype).reshape(self.shape)
+        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+        with self.file.open("rb", buffering=0) as stream:
+            # As np.memmap does, which takes longer than many a tensor here takes to be written.
+            mapped = mmap.mmap(
+                stream.fileno(), self.offset - start + self.size, access=mmap.ACCESS_READ, offset=start
+            )
+        return np.frombuffer(mapped, self.dtype, prod(self.shape), self.offset - start).reshape(self.shape)
 
 
 @dataclass(frozen=True)

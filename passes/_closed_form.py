@@ -231,6 +231,7 @@ class Grams:
     cross: Floats = field(init=False)
     change: Floats = field(init=False)
     square: float = field(default=0.0, init=False)  # ||W||^2 over all matrices as found
+    _cast: NDArray[Any] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         size = self.width if self.basis is None else len(self.basis)
@@ -249,9 +250,16 @@ class Grams:
         square = float(np.einsum("ij,ij->i", found, found).sum(dtype=np.float64))
         change = written - found
         if self.basis is not None:
-            basis = self.basis.T.astype(found.dtype)
+            basis = self._columns(found.dtype)
             found, change = found @ basis, change @ basis
         return Products(found.T @ found, found.T @ change, change.T @ change, square)
+
+    def _columns(self, dtype: np.dtype) -> NDArray[Any]:
+        """Return the basis as columns [D, k]: as many bytes as a matrix has, so they are cast once."""
+        assert self.basis is not None
+        if self._cast is None or self._cast.dtype != dtype:
+            self._cast = np.ascontiguousarray(self.basis.T, dtype)
+        return self._cast
 
     def add(self, products: "Products") -> None:
         """Add one matrix."""

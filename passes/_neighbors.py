@@ -27,7 +27,7 @@ MOST = 2000
 # A plural's ending.
 ENDING = 2
 # Words whose closeness to all candidates is held at once, and candidates whose embeddings are.
-AT_ONCE, BLOCK = 256, 4096
+AT_ONCE, BLOCK = 256, 1024
 
 
 def neighbor_prompts(

@@ -8,7 +8,12 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import pytest
+from hypothesis import settings
 from tiny import make_tiny
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("retouch", deadline=None, max_examples=60)
+settings.load_profile("retouch")
 
 
 @pytest.fixture(scope="session")

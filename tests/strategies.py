@@ -4,17 +4,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from pydantic import ConfigDict, Field
 
 from retouch.specs.errors import Fault, SpecError
 from retouch.specs.fields import InputFile
 from retouch.specs.read import Registries
-
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("retouch", deadline=None, max_examples=60)
-settings.load_profile("retouch")
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 

@@ -18,7 +18,7 @@ def _change(seed: int, rank: int) -> Change:
 
 
 @given(SEEDS, RANKS, RANKS, st.booleans())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_factors_compose_as_matrices_do(seed: int, first_rank: int, rank: int, whole: bool) -> None:
     first, second = _change(seed, first_rank), _change(seed + 1, rank)
     first = Change(first.dense) if whole else first
@@ -29,7 +29,7 @@ def test_factors_compose_as_matrices_do(seed: int, first_rank: int, rank: int, w
 
 
 @given(SEEDS, st.integers(1, WIDTH))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_condition_and_size_are_those_of_the_matrix(seed: int, rank: int) -> None:
     change = _change(seed, rank)
     assert change.condition == pytest.approx(float(np.linalg.cond(change.matrix)), rel=1e-6)

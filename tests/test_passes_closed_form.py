@@ -117,7 +117,7 @@ def test_each_layer_equals_the_published_null_space(count: int, filtered: bool, 
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_null_space_leaves_what_is_retained_and_fixed_where_it_is(seed: int) -> None:
     concepts, guides, kept, fixed, weight = _rows(seed, 4, 4, 7, 3, 10)
     weights = np.full(4, 0.25)
@@ -127,7 +127,7 @@ def test_a_null_space_leaves_what_is_retained_and_fixed_where_it_is(seed: int) -
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_fixed_rows_that_are_retained_already_are_no_trouble(seed: int) -> None:
     concepts, guides, kept, weight = _rows(seed, 4, 4, 7, 10)
     fixed = independent(np.concatenate([kept[:2], kept[:2], concepts[:1]]))
@@ -138,7 +138,7 @@ def test_fixed_rows_that_are_retained_already_are_no_trouble(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_guides_that_equal_concepts_change_nothing(seed: int) -> None:
     concepts, kept, weight = _rows(seed, 5, 7, 8)
     moments = Moments(WIDTH)
@@ -150,7 +150,7 @@ def test_guides_that_equal_concepts_change_nothing(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_preserved_rows_stay_as_their_weight_grows(seed: int) -> None:
     concepts, guides, kept = _rows(seed, 5, 5, 7)
     moved = []
@@ -164,7 +164,7 @@ def test_preserved_rows_stay_as_their_weight_grows(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_independent_rows_reach_their_guides_as_the_ridge_falls(seed: int) -> None:
     concepts, guides, kept = _rows(seed, 5, 5, 7)
     moments = Moments(WIDTH)
@@ -188,7 +188,7 @@ def test_many_rows_give_the_sums_that_few_at_a_time_give() -> None:
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_distances_from_sums_are_distances(seed: int) -> None:
     first, second, a, b = _rows(seed, 8, 12, 3, 3)
     change = np.eye(WIDTH) + 0.1 * _rows(seed + 1, WIDTH)[0]
@@ -202,7 +202,7 @@ def test_distances_from_sums_are_distances(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_map_before_the_matrices_counts_as_part_of_them(seed: int) -> None:
     weight, written, a, b, *maps = _rows(seed, 9, 9, 3, 3, WIDTH, WIDTH)
     found, mapped = (np.eye(WIDTH) + 0.1 * part for part in maps)
@@ -224,7 +224,7 @@ def test_small_distances_keep_their_digits_in_single_precision() -> None:
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_sums_in_a_basis_say_the_same_of_what_it_spans(seed: int) -> None:
     weight, written, a, b = _rows(seed, 9, 9, 2, 2)
     basis = span([a, b], WIDTH)

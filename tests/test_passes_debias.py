@@ -62,7 +62,7 @@ def test_ridge_is_debias_vl_where_nothing_is_fixed() -> None:
 
 
 @given(SEEDS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_ridge_with_fixed_states_is_the_constrained_optimum(seed: int) -> None:
     differences, fixed, other = _rows(seed, 5, 4, WIDTH)
 

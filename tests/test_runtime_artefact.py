@@ -54,7 +54,7 @@ def test_a_whole_artefact_is_intact(original: Path) -> None:
     assert verified.table is not None
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_seen_and_its_file_named(original: Path, data: st.DataObject) -> None:
     files = sorted(str(file.relative_to(original)) for file in original.rglob("*") if file.is_file())
