@@ -10,6 +10,7 @@ from pydantic import Field
 from ..compiler.contract import Balancing, Observer, Pass, Stage
 from ..compiler.gates._judging import DEMO_JUDGE, JudgeName, open_judge
 from ..compiler.ir import Pipeline
+from ..compiler.once import Once
 from ..compiler.studio import Studio
 from ..compiler.tensors import Tensor
 from ..compiler.text.conditioning import check_draws
@@ -27,7 +28,7 @@ from ._debias_evidence import DebiasEvidence, statements_of
 from ._debias_faults import faults_of, judge_faults
 from ._preserving import EMPTY_WEIGHT, vocabulary_prompts
 from ._projection import fair_pca_map, ridge_map
-from ._solution import Solution, Solved, SolvedMap, solution_of
+from ._solution import Solved, SolvedMap, solution_of
 from ._templates import HELD_OUT, TEMPLATES, Text, fill
 from ._text_states import Mention, Reads, mentions_of
 
@@ -100,7 +101,7 @@ class DebiasConcepts(Pass):
         raise_all(SpecError, list(faults_of(self, pipeline)))
         if self.method == "balance":
             check_draws(pipeline.family, self.name)
-        solution = Solution(lambda: self._solve(pipeline))
+        solution = Once(lambda: self._solve(pipeline))
         sequence = SolvedMap(solution, "sequence", text_width(pipeline))
         width = pooled_width(pipeline)
         pooled = SolvedMap(solution, "pooled", width) if width else None
@@ -318,8 +319,7 @@ def _said(value: Value, concept: str) -> str:
 
 def _as_map(maps: Mapping[str, Floats]) -> TextMap:
     found: dict[str, Tensor] = {
-        kind: SolvedMap(Solution(lambda: Solved(maps, {})), kind, len(matrix))
-        for kind, matrix in maps.items()
+        kind: SolvedMap(Once(lambda: Solved(maps, {})), kind, len(matrix)) for kind, matrix in maps.items()
     }
     return TextMap(found["sequence"], found.get("pooled"))
 
