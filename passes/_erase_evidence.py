@@ -50,16 +50,16 @@ class TextEvidence(MatrixSums):
 
 def _rows(erasing: Erasing, reads: Reads) -> Iterator[Floats]:
     """Yield all rows that claims are about."""
-    edit, states = erasing.edit, erasing.states
-    for concept in edit.concepts:
-        for mention in mentions_of((*edit.templates, *edit.held_out), concept.names):
-            yield from states.moved(reads, mention, edit.guides[concept.name])
-    preserved = mentions_of(edit.templates, erasing.preserved)
-    for mention in (*preserved, *erasing.neighbors, *erasing.words):
-        yield states.kept(reads, mention)
-    for caption in erasing.captions:
-        yield states.caption(reads, caption)
-    yield states.empty(reads)
+    yield from chain.from_iterable(_moved(erasing, reads, (*erasing.edit.templates, *erasing.edit.held_out)))
+    yield from (rows for rows, _ in erasing.kept(reads))
+    yield erasing.states.empty(reads)
+
+
+def _moved(erasing: Erasing, reads: Reads, templates: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
+    """Yield rows and guides of every concept's every name in every template."""
+    for concept in erasing.edit.concepts:
+        for mention in mentions_of(templates, concept.names):
+            yield erasing.states.moved(reads, mention, erasing.edit.guides[concept.name])
 
 
 def span(rows: Iterable[Floats], width: int) -> Floats | None:
@@ -136,12 +136,9 @@ class _Measured:
             yield self._claim("erase.revival", concept.name, norm, None, count, details)
 
     def _moved(self, templates: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
-        """Yield rows and guides of every concept's every name in every template."""
-        edit = self.erasing.edit
-        for concept in edit.concepts:
-            for mention in mentions_of(templates, concept.names):
-                rows, guides = self.erasing.states.moved(self.reads, mention, edit.guides[concept.name])
-                yield self.grams.coordinates(rows), self.grams.coordinates(guides)
+        """Yield the coordinates of what is moved and of where to."""
+        for rows, guides in _moved(self.erasing, self.reads, templates):
+            yield self.grams.coordinates(rows), self.grams.coordinates(guides)
 
     def _residual(self, rows: Floats, guides: Floats) -> tuple[Floats, Floats]:
         return self.grams.squares(rows, guides), self.grams.squares_before(rows - guides)
