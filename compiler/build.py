@@ -19,13 +19,13 @@ from ..specs.errors import Fault, GateError, UndecidedError, collected, quoted, 
 from ..specs.lock import Lock, check_lock, make_lock, read_lock, write_lock
 from ..specs.manifest import Evidence, InputRecord, Manifest, TargetRecord
 from .cache import default_cache
-from .cost import check_room, estimate, graphs_to_capture
+from .cost import check_room, estimate
 from .digests import remembering
 from .emit import Emitter, Job, Ledger, Watch
 from .evidence import manifest as manifests
 from .evidence.card import write_card
 from .evidence.trial import hold_trial
-from .graphs.aside import capture_aside
+from .graphs.aside import capture_aside, shares_of
 from .graphs.shapes import check_shapes
 from .load import source_files
 from .plan import Plan, files_named, size_of
@@ -56,14 +56,16 @@ def build(
             where this machine has too little memory or disk, unless `options.regardless`.
     """
     options, report = options or Options(), report or Quiet()
+    cost = estimate(plan.pipeline, plan.spec.emit, options.cache, plan.steps())
     if not options.regardless:
-        check_room(estimate(plan.pipeline, plan.spec.emit, options.cache, plan.steps()), target)
+        check_room(cost, target)
     raise_all(UndecidedError, collected(emitter.check_machine for emitter in plan.spec.emit))
     plan = plan.at_work(options.cache, report)
     started = time.time()
     lock = _locked_inputs(plan, options)
-    if cold := graphs_to_capture(plan.pipeline, plan.spec.emit, options.cache):
-        capture_aside(plan.pipeline, cold, options.cache, report.task("capture graphs", len(cold)))
+    if shares := shares_of(cost.cold):
+        advance = report.task("capture graphs", len(cost.cold))
+        capture_aside(plan.pipeline, shares, options.cache, advance)
     check_shapes(plan.pipeline, options.cache)
     # Sums of several threads depend on how many cores there are; bytes and evidence must not.
     with transaction(target, options.force) as folder, single_threaded(), ThreadPoolExecutor(1) as aside:

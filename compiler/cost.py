@@ -6,7 +6,7 @@ machine: times are for orientation, memory and disk are what `check_room` refuse
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -55,15 +55,16 @@ SMALL_FILES = 64 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """An estimate: seconds, bytes of memory at the peak, bytes on disk; `cold` graphs must be captured.
+    """An estimate: seconds, bytes of memory at the peak, bytes on disk.
 
+    `cold` are the graphs that must be captured, with how many weights each one's component has.
     `engine_memory` is the share of the memory that a process which builds engines takes.
     """
 
     seconds: float
     memory: int
     disk: int
-    cold: tuple[str, ...]
+    cold: Mapping[str, int]
     engine_memory: int = 0
 
 
@@ -85,7 +86,7 @@ def estimate(
     memory = max(_memory(pipeline, traced), WARM_MEMORY + engines, *working)
     # What is drawn from beside the artefact is written as well, to go again: the source, or a loop's model.
     beside = max((_float32(pipeline, MODEL_ROLES) for step in steps if step.work.drawn), default=0)
-    return Cost(seconds, memory, disk + beside + SMALL_FILES, tuple(cold), engines)
+    return Cost(seconds, memory, disk + beside + SMALL_FILES, cold, engines)
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,9 @@ def keys(pipeline: Pipeline) -> dict[str, str]:
 
 
 def capture_cold(pipeline: Pipeline, cache: Path, heard: Callable[[int], None] = lambda count: None) -> None:
-    aside.capture_aside(pipeline, aside.cold_graphs(pipeline, MODEL_ROLES, cache), cache, heard)
+    aside.capture_aside(
+        pipeline, aside.shares_of(aside.cold_graphs(pipeline, MODEL_ROLES, cache)), cache, heard
+    )
 
 
 def test_processes_of_their_own_capture_the_same(

@@ -68,7 +68,7 @@ def test_what_is_not_captured_costs_time_and_memory(tiny: Path, skeletons: Path,
     for interface in interfaces(pipeline):
         program_of(interface, (), skeletons)
     cold, warm = (estimate(pipeline, [Onnx()], cache) for cache in (tmp_path, skeletons))
-    assert (cold.cold, warm.cold) == (FOLDERS, ())
+    assert (tuple(cold.cold), tuple(warm.cold)) == (FOLDERS, ())
     assert cold.seconds > warm.seconds
     assert cold.memory > warm.memory
 
@@ -83,9 +83,9 @@ def test_half_precision_and_packing_take_less_disk(tiny: Path, tmp_path: Path) -
 
 def test_both_shortages_are_named(tmp_path: Path) -> None:
     with pytest.raises(UndecidedError) as caught:
-        check_room(Cost(1.0, 1 << 60, 1 << 60, ()), tmp_path / "not" / "there")
+        check_room(Cost(1.0, 1 << 60, 1 << 60, {}), tmp_path / "not" / "there")
     assert [fault.code for fault in caught.value.faults] == ["E_DISK", "E_MEMORY"]
-    check_room(Cost(1.0, 1, 1, ()), tmp_path)
+    check_room(Cost(1.0, 1, 1, {}), tmp_path)
 
 
 @pytest.fixture

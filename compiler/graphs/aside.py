@@ -29,12 +29,11 @@ WORTH = 1000
 
 def capture_aside(
     pipeline: Pipeline,
-    cold: Mapping[str, int],
+    shares: Sequence[Sequence[str]],
     cache: Path,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Capture graphs that the cache lacks, if the model is large; `advance` hears of each."""
-    shares = shares_of(cold)
+    """Capture the graphs of each share in a process of its own; `advance` hears of each graph."""
     known = {interface.folder: interface for interface in interfaces(pipeline)}
     with ExitStack() as stack:
         started = [
